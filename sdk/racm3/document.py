@@ -1,0 +1,235 @@
+"""Documents: an ordered mix of text and images, and the prompts made of them (paper section 3).
+
+    Document(["a red kite over a beach", Image("kite.png")])     # one picture with its caption
+    Document(["a red kite", Blank("image")])                      # a prompt: draw this
+
+Documents and their parts are immutable. Each knows a `content_hash`, so that the same content is recognised anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias
+
+from .errors import InvalidDocument, ModalityError
+from .image import Image, sha256
+
+Modality: TypeAlias = Literal["text", "image"]
+Scalar: TypeAlias = str | int | float | bool | None
+Metadata: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
+Box: TypeAlias = tuple[int, int, int, int]
+
+
+class Text:
+    """A piece of text. It is data: nothing in it is ever read as markup or as a control token."""
+
+    modality: Modality = "text"
+    __slots__ = ("_hash", "text")
+    text: str
+    _hash: str
+
+    def __init__(self, text: str) -> None:
+        if not isinstance(text, str):
+            raise InvalidDocument(f"A Text holds a str, not {type(text).__name__}.")
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "_hash", sha256(b"text", text.encode("utf-8", "surrogatepass")))
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 of the text, as hex."""
+        return self._hash
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Text is immutable.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Text, (self.text,)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Text) and other.text == self.text
+
+    def __hash__(self) -> int:
+        return hash(self._hash)
+
+    def __repr__(self) -> str:
+        return f"Text({self.text!r})"
+
+
+class Blank:
+    """A gap in a prompt that the generator fills with text or with a picture."""
+
+    __slots__ = ("modality",)
+    modality: Modality
+
+    def __init__(self, modality: Modality) -> None:
+        if modality not in ("text", "image"):
+            raise ModalityError(f"No blank of modality {modality!r}.", "Use Blank('text') or Blank('image').")
+        object.__setattr__(self, "modality", modality)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Blank is immutable.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Blank, (self.modality,)
+
+    @property
+    def content_hash(self) -> str:
+        return sha256(b"blank", self.modality.encode())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blank) and other.modality == self.modality
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    def __repr__(self) -> str:
+        return f"Blank({self.modality!r})"
+
+
+Part: TypeAlias = Text | Image | Blank
+
+
+class Document:
+    """An ordered mix of `Text` and `Image` parts; with a `Blank` among them it is a prompt.
+
+    parts: one part or several; a str stands for a Text. id: defaults to the content hash. metadata: str, int, finite
+    float, bool, None and flat lists of them under str keys; anything else is an `InvalidDocument`.
+    """
+
+    def __init__(
+        self, parts: Part | str | Iterable[Part | str], *, id: str | None = None, metadata: Metadata | None = None
+    ) -> None:
+        if isinstance(parts, (str, Text, Image, Blank)):
+            parts = [parts]
+        if not isinstance(parts, Iterable):
+            raise InvalidDocument(f"A document is made of parts, not {type(parts).__name__}.", "Document([...])")
+        made = tuple(Text(part) if isinstance(part, str) else part for part in parts)
+        if not made:
+            raise InvalidDocument("A document needs at least one part.", "Give a Text, an Image or a Blank.")
+        for part in made:
+            if not isinstance(part, (Text, Image, Blank)):
+                raise InvalidDocument(
+                    f"A part of a document is a str, Text, Image or Blank, not {type(part).__name__}."
+                )
+        if id is not None and (not isinstance(id, str) or not id):
+            raise InvalidDocument(f"A document's id is a non-empty str, not {id!r}.")
+        self._parts = made
+        self._hash = sha256(b"document", *(part.content_hash.encode() for part in made))
+        self._id = id if id is not None else self._hash
+        self._metadata = MappingProxyType(_checked_metadata(metadata or {}))
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        return self._parts
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def content_hash(self) -> str:
+        """SHA-256 over the parts, in order; neither id nor metadata takes part."""
+        return self._hash
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(part.text for part in self._parts if isinstance(part, Text))
+
+    @property
+    def text(self) -> str:
+        """All text parts, joined by a space."""
+        return " ".join(self.texts)
+
+    @property
+    def images(self) -> tuple[Image, ...]:
+        return tuple(part for part in self._parts if isinstance(part, Image))
+
+    @property
+    def image(self) -> Image | None:
+        """The first image, if there is one."""
+        return next(iter(self.images), None)
+
+    @property
+    def blanks(self) -> tuple[Blank, ...]:
+        return tuple(part for part in self._parts if isinstance(part, Blank))
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """The modalities of what the document shows; blanks do not count."""
+        return frozenset(part.modality for part in self._parts if not isinstance(part, Blank))
+
+    def replace(
+        self, *, parts: Iterable[Part | str] | None = None, id: str | None = None, metadata: Metadata | None = None
+    ) -> Document:
+        """A copy with other parts, id or metadata. Other parts without an id give the id of the new content."""
+        if parts is None:
+            return Document(self._parts, id=id or self._id, metadata=self._metadata if metadata is None else metadata)
+        return Document(parts, id=id, metadata=self._metadata if metadata is None else metadata)
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Document)
+            and (other._id, other._hash) == (self._id, self._hash)
+            and dict(other._metadata) == dict(self._metadata)
+        )
+
+    def __hash__(self) -> int:
+        return hash((self._id, self._hash))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self._parts, self._id, dict(self._metadata))
+
+    def __repr__(self) -> str:
+        shown = ", ".join(repr(part) for part in self._parts)
+        return f"Document([{shown}], id={self._id[:24]!r})"
+
+    def _repr_html_(self) -> str:
+        import base64
+        import html
+
+        cells = []
+        for part in self._parts:
+            if isinstance(part, Image):
+                encoded = base64.b64encode(part._repr_png_()).decode()
+                cells.append(f'<img src="data:image/png;base64,{encoded}" style="max-height:128px">')
+            elif isinstance(part, Text):
+                cells.append(f"<p>{html.escape(part.text)}</p>")
+            else:
+                cells.append(f"<p><i>[{part.modality}]</i></p>")
+        return "<div>" + "".join(cells) + "</div>"
+
+
+def _rebuilt(parts: tuple[Part, ...], id: str, metadata: dict[str, Any]) -> Document:
+    """Unpickle: a mapping proxy cannot be pickled, and worker processes are handed documents."""
+    return Document(parts, id=id, metadata=metadata)
+
+
+def _checked_metadata(metadata: Metadata) -> dict[str, Any]:
+    if not isinstance(metadata, Mapping):
+        raise InvalidDocument(f"Metadata is a mapping, not {type(metadata).__name__}.")
+
+    def plain(value: object) -> bool:
+        if isinstance(value, float):
+            return math.isfinite(value)
+        return value is None or isinstance(value, (str, int))
+
+    checked: dict[str, Any] = {}
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not key or key.startswith("$"):
+            raise InvalidDocument(f"A metadata key is a non-empty str that does not start with '$', not {key!r}.")
+        if isinstance(value, (list, tuple)) and all(plain(item) for item in value):
+            checked[key] = list(value)
+        elif plain(value):
+            checked[key] = value
+        else:
+            raise InvalidDocument(
+                f"Metadata {key!r} is {value!r}, which is not plain.",
+                "Allowed: str, int, finite float, bool, None, and flat lists of them; nested values as JSON text.",
+            )
+    return checked

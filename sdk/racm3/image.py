@@ -1,0 +1,210 @@
+"""Images: pictures from anywhere, checked, and decoded to the one form that every encoder and tokenizer sees."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from .errors import InvalidImage
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 64_000_000
+
+
+def sha256(*pieces: bytes) -> str:
+    """SHA-256, as hex, over pieces each led by its length, so that no two lists of pieces read the same."""
+    digest = hashlib.sha256()
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+class Image:
+    """A picture from a file, encoded bytes, a PIL image or an array (uint8 [h, w, 3], [h, w, 4] or [h, w]).
+
+    PNG, JPEG, WebP, GIF (first frame) and BMP. Files are read at construction and decoded on first use; decoding puts
+    alpha on white, applies the EXIF orientation and gives RGB. `InvalidImage` names the file and what is wrong with it.
+
+    max_bytes, max_pixels: refuse more than this; encoded size and width times height.
+    """
+
+    modality: Literal["image"] = "image"
+    origin: str
+    _max_pixels: int
+    content_hash: str
+
+    def __init__(
+        self,
+        source: str | Path | bytes | PIL.Image.Image | np.ndarray,
+        *,
+        max_bytes: int = MAX_BYTES,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        # Through the dict: an image is immutable, and both of `data` and `picture` are cached properties.
+        self.__dict__.update(origin="image", _max_pixels=max_pixels)
+        if isinstance(source, (str, Path)):
+            self.__dict__["origin"] = str(source)
+            self._set_data(_read_file(Path(source), max_bytes), max_bytes)
+        elif isinstance(source, (bytes, bytearray, memoryview)):
+            self._set_data(bytes(source), max_bytes)
+        else:
+            self._set_picture(source)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError("Image is immutable.")
+
+    def _set_data(self, data: bytes, max_bytes: int) -> None:
+        if not data:
+            raise InvalidImage(f"{self.origin} is empty.")
+        if len(data) > max_bytes:
+            raise InvalidImage(
+                f"{self.origin} has more than {max_bytes:,} bytes, the limit.", "Make it smaller, or raise max_bytes."
+            )
+        self.__dict__.update(data=data, content_hash=sha256(b"image", data))
+
+    def _set_picture(self, source: PIL.Image.Image | np.ndarray) -> None:
+        import PIL.Image
+
+        if not isinstance(source, PIL.Image.Image):
+            source = _from_array(source)
+        self._check_pixels(source.size)
+        picture = self._decoded(source)
+        content_hash = sha256(b"rgb", repr(picture.size).encode(), picture.tobytes())
+        self.__dict__.update(picture=picture, content_hash=content_hash)
+
+    @classmethod
+    def restore(cls, data: bytes, content_hash: str) -> Image:
+        """An image from bytes that were stored with their hash: a picture given as an array keeps the hash of its pixels."""
+        image = cls(data)
+        image.__dict__["content_hash"] = content_hash
+        return image
+
+    @cached_property
+    def data(self) -> bytes:
+        """The encoded bytes: those of the file as they are, or a PNG of a picture given as pixels."""
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+    @cached_property
+    def picture(self) -> PIL.Image.Image:
+        """The decoded picture, RGB."""
+        import PIL.Image
+
+        try:
+            with warnings.catch_warnings():
+                # The limit on pixels is ours, and named in the error below.
+                warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+                opened = PIL.Image.open(io.BytesIO(self.data), formats=FORMATS)
+        except PIL.UnidentifiedImageError as error:
+            raise InvalidImage(f"{self.origin} is not a picture in {', '.join(FORMATS)} format.") from error
+        except Exception as error:
+            raise InvalidImage(f"{self.origin} cannot be decoded: {error}.") from error
+        self._check_pixels(opened.size)
+        return self._decoded(opened)
+
+    def _decoded(self, opened: PIL.Image.Image) -> PIL.Image.Image:
+        try:
+            return _to_rgb(opened)
+        except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on bad files
+            raise InvalidImage(f"{self.origin} cannot be decoded: {error}.") from error
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
+        return self.picture.size
+
+    def square(self, size: int, *, fill: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
+        """The picture centred on a square of `fill` and resized: uint8 [size, size, 3]."""
+        import numpy as np
+        import PIL.Image
+
+        picture = self.picture
+        side = max(picture.size)
+        if picture.width != picture.height:
+            canvas = PIL.Image.new("RGB", (side, side), fill)
+            canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+            picture = canvas
+        if side != size:
+            picture = picture.resize((size, size), PIL.Image.Resampling.BICUBIC)
+        return np.asarray(picture, dtype=np.uint8)
+
+    def _check_pixels(self, size: tuple[int, int]) -> None:
+        width, height = size
+        if width < 1 or height < 1:
+            raise InvalidImage(f"{self.origin} has no pixels ({width}x{height}).")
+        if width * height > self._max_pixels:
+            raise InvalidImage(
+                f"{self.origin} has {width}x{height} pixels; the limit is {self._max_pixels:,} in all.",
+                "Make it smaller, or raise max_pixels.",
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Image) and other.content_hash == self.content_hash
+
+    def __hash__(self) -> int:
+        return hash(self.content_hash)
+
+    def __repr__(self) -> str:
+        return f"Image({self.origin!r}, content_hash='{self.content_hash[:12]}…')"
+
+    def _repr_png_(self) -> bytes:
+        buffer = io.BytesIO()
+        self.picture.save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def _read_file(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            return file.read(limit + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InvalidImage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+
+
+def _from_array(array: np.ndarray) -> PIL.Image.Image:
+    import numpy as np
+    import PIL.Image
+
+    if not isinstance(array, np.ndarray):
+        raise InvalidImage(
+            f"No image can be made of {type(array).__name__}.", "Give a path, encoded bytes, a PIL image or an array."
+        )
+    if (
+        array.dtype != np.uint8
+        or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4)))
+        or not array.size
+    ):
+        raise InvalidImage(
+            f"An array of dtype {array.dtype} and shape {array.shape} is not a picture.",
+            "Expected uint8 and [h, w, 3], [h, w, 4] or [h, w].",
+        )
+    return PIL.Image.fromarray(array)
+
+
+def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """RGB, upright, on white: what every encoder and tokenizer sees."""
+    import PIL.Image
+    import PIL.ImageOps
+
+    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode in ("La", "RGBa"):  # premultiplied: converting to RGB would forget the alpha
+        picture = picture.convert(picture.mode.upper())
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        canvas = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        picture = PIL.Image.alpha_composite(canvas, picture)
+    elif picture.mode.startswith("I") or picture.mode == "F":
+        # 16-bit greys: Pillow's own conversion clips instead of scaling.
+        picture = picture.convert("I").point(lambda value: value / 256).convert("L")
+    return picture.convert("RGB")
