@@ -1,0 +1,217 @@
+"""The SQLite database of a memory: one connection behind one lock, its format, and its errors as ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
+
+APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
+FORMAT = 1
+BUSY_SECONDS = 5.0  # how long a writer waits for another one
+BATCH = 512  # rows read, or keys of one statement, at a time
+
+SCHEMA = """
+CREATE TABLE manifest (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE documents (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT,
+    id BLOB NOT NULL UNIQUE,             -- UTF-8
+    content_hash TEXT NOT NULL,
+    metadata TEXT NOT NULL,              -- JSON
+    vector BLOB NOT NULL,                -- float32, little-endian
+    checksum BLOB NOT NULL               -- over the four columns above
+);
+CREATE INDEX documents_by_content ON documents (content_hash);
+CREATE TABLE parts (seq INTEGER, position INTEGER, hash TEXT NOT NULL, text BLOB, PRIMARY KEY (seq, position));
+CREATE INDEX parts_by_hash ON parts (hash);
+CREATE TABLE blobs (                     -- encoded images, shared between documents
+    hash TEXT PRIMARY KEY, data BLOB NOT NULL, checksum BLOB NOT NULL
+);
+CREATE TABLE fields (                    -- metadata by value, one row for each element of a list: what `where` reads
+    name BLOB, kind TEXT, value, seq INTEGER, PRIMARY KEY (name, kind, value, seq)
+) WITHOUT ROWID;
+CREATE INDEX fields_by_document ON fields (seq);
+INSERT INTO manifest VALUES ('generation', 0);
+"""
+
+
+class Database:
+    """Everything happens inside `reading()` or `writing()`, which are transactions: what is read in one of them belongs
+    together, and what is written in one is stored whole or not at all.
+
+    path: the database file; None keeps it in memory. read_only: never writes, and opens in folders without write access.
+    """
+
+    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
+        self.path, self.read_only = path, read_only
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._closed = False
+        with _translated(self.place):
+            self.connection = self._connect()
+        try:
+            with _translated(self.place):
+                self._open_or_create()
+        except BaseException:
+            self.connection.close()
+            raise
+
+    @property
+    def place(self) -> str:
+        return "The memory" if self.path is None else f"The memory at {self.path.parent}"
+
+    def _connect(self) -> sqlite3.Connection:
+        place, uri = (":memory:" if self.path is None else str(self.path)), False
+        if self.path is not None and self.read_only:
+            with self.path.open("rb") as file:
+                wal = file.read(20)[18:] == b"\2\2"
+            # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
+            shared = wal and (os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists())
+            place, uri = f"{self.path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
+        connection = sqlite3.connect(
+            place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        )
+        # Damaged text must reach the checksum, which names the document, instead of failing to decode.
+        connection.text_factory = lambda data: data.decode("utf-8", "replace")
+        return connection
+
+    def _open_or_create(self) -> None:
+        run = self.connection.execute
+        if not self._is_ours():
+            if self.read_only:
+                raise MemoryStoreError(f"{self.place} holds nothing yet.", "Open it without read_only to fill it.")
+            run("PRAGMA journal_mode = WAL")
+            run("BEGIN IMMEDIATE")
+            if not self._is_ours():  # another process may have been quicker
+                for statement in SCHEMA.split(";\n"):
+                    run(statement)
+                run(f"PRAGMA application_id = {APPLICATION_ID}")
+                run(f"PRAGMA user_version = {FORMAT}")
+            run("COMMIT")
+        if not self.read_only:
+            if run("PRAGMA journal_mode").fetchone()[0] == "delete":
+                run("PRAGMA journal_mode = WAL")
+            run("PRAGMA synchronous = FULL")
+
+    def _is_ours(self) -> bool:
+        """False for an empty database; an error for somebody else's or a newer one."""
+        application = self.one("PRAGMA application_id")
+        version = self.one("PRAGMA user_version")
+        if application == APPLICATION_ID and version > FORMAT:
+            raise MemoryStoreError(
+                f"{self.place} has format {version}; this racm3 reads up to {FORMAT}.", "Upgrade racm3."
+            )
+        if application == 0 and self.one("SELECT count(*) FROM sqlite_master") == 0:
+            return False
+        if application != APPLICATION_ID:
+            raise MemoryCorrupt(f"{self.place} is another program's database.", "Give another path.")
+        return True
+
+    # Transactions
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """A consistent view of what is committed."""
+        with self._transaction("BEGIN"):
+            yield
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """All or nothing; `MemoryLocked` when the memory is read-only or another process is writing."""
+        if self.read_only:
+            self._check_usable()
+            raise MemoryLocked(f"{self.place} is read-only.", "Copy it to a folder of your own to change it.")
+        with self._transaction("BEGIN IMMEDIATE"):
+            yield
+
+    @contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        with self._lock:
+            self._check_usable()
+            if self.connection.in_transaction:
+                raise MemoryStoreError(
+                    "The memory was used by the documents that are being added to it.",
+                    "Make a list of the documents before adding them.",
+                )
+            with _translated(self.place):
+                self.connection.execute(begin)
+                try:
+                    yield
+                    self.connection.execute("COMMIT")
+                except BaseException:
+                    if self.connection.in_transaction:
+                        self.connection.execute("ROLLBACK")
+                    raise
+
+    def _check_usable(self) -> None:
+        if self._closed:
+            raise MemoryStoreError(f"{self.place} is closed.", "Open it again.")
+        if self._process != os.getpid():  # SQLite connections do not survive a fork
+            raise MemoryStoreError(f"{self.place} was opened by the parent process.", "Open it again in this process.")
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def close(self) -> None:
+        with self._lock:
+            if not self._closed and self._process == os.getpid():
+                self.connection.close()
+            self._closed = True
+
+    def copy_to(self, path: Path) -> None:
+        """A compact copy that can be opened where nothing can be written."""
+        with self._lock, _translated(self.place):
+            self._check_usable()
+            part = path.with_name(f".{path.name}.part")  # so that half a copy is never taken for a whole one
+            self.connection.execute("VACUUM INTO ?", (str(part),))
+            copy = sqlite3.connect(str(part))
+            try:
+                copy.execute("PRAGMA journal_mode = DELETE")
+            finally:
+                copy.close()
+            os.replace(part, path)
+
+    # Inside a transaction
+
+    def one(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
+        return self.connection.execute(sql, parameters).fetchone()[0]
+
+    def select(self, sql: str, keys: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """Run a statement with `IN (?)` over any number of keys."""
+        found, keys = [], iter(keys)
+        while batch := list(islice(keys, BATCH)):
+            found += self.connection.execute(sql.replace("(?)", f"({','.join('?' * len(batch))})"), batch).fetchall()
+        return found
+
+
+@contextmanager
+def _translated(place: str) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            raise MemoryLocked(
+                f"{place} is being written by another process.", "Try again, or write from one."
+            ) from error
+        if code == sqlite3.SQLITE_READONLY:
+            raise MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.") from error
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            raise MemoryCorrupt(
+                f"{place} is damaged, or not a memory: {error}.", "Restore it from a backup."
+            ) from error
+        if code == sqlite3.SQLITE_CANTOPEN:
+            raise MemoryStoreError(
+                f"{place} cannot be opened: {error}.",
+                "A memory for a read-only folder is made with FaissMemory.export_read_only.",
+            ) from error
+        raise MemoryStoreError(f"{place} failed: {error}.") from error

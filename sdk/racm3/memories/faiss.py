@@ -1,0 +1,346 @@
+"""The default memory: SQLite keeps the documents, FAISS finds the nearest of them exactly.
+
+    with FaissMemory(Path("./memory")) as memory:
+        memory.bind(retriever.encoder)
+        memory.add(documents, retriever.encode_document(documents))
+        hits = memory.search(retriever.encode_query(queries), k=10, where={"style": "noto"})
+
+The journal is the truth and the index a cache: every search first takes in what was written since, by whichever process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from ..document import Document
+from ..errors import (
+    DuplicateDocument,
+    EncoderMismatch,
+    InvalidDocument,
+    MemoryCorrupt,
+    MemoryStoreError,
+    nearest,
+)
+from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Where
+from . import snapshot
+from .index import VectorIndex
+from .journal import Journal
+from .vectors import unit_vectors
+from .where import parse
+
+DATABASE = "memory.db"
+STREAMED = 32  # documents, with their images, that items() holds at a time
+
+logger = logging.getLogger("racm3.memories")
+
+
+class FaissMemory(MemoryStore):
+    """Documents in SQLite, exact inner-product search by FAISS. Safe to share between threads.
+
+    path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
+    ships inside a package (see `export_read_only`); also so when the folder cannot be written.
+    """
+
+    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+        self._folder = None if path is None else Path(path)
+        database = None
+        if self._folder is not None:
+            database, read_only = _prepared(self._folder, read_only)
+        self._journal = Journal(database, read_only=read_only)
+        self._index: VectorIndex | None = None
+        self._stale = False  # whether a snapshot on disk would be worth writing
+        if self._folder is not None and not read_only:
+            # After the database was put back to an earlier state, new documents would get the numbers of lost ones.
+            with self._journal.reading():
+                saved, state = snapshot.saved_state(self._folder), self._journal.state()
+            if saved is not None and (saved.last_seq > state.last_seq or saved.generation > state.generation):
+                snapshot.discard(self._folder)
+
+    @property
+    def read_only(self) -> bool:
+        return self._journal.read_only
+
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder that the memory is bound to, if it is."""
+        with self._journal.reading():
+            return self._journal.encoder()
+
+    def bind(self, encoder: Encoder) -> None:
+        bound = self.encoder
+        if bound is None:
+            with self._journal.writing():
+                bound = self._journal.encoder()  # another process may have been quicker
+                if bound is None:
+                    self._journal.set_encoder(encoder)
+                    return
+        if bound != encoder:
+            raise EncoderMismatch(
+                f"The memory was filled by encoder {bound.fingerprint} (width {bound.dim}), "
+                f"not by {encoder.fingerprint} (width {encoder.dim}).",
+                "Use the retriever that filled it, or encode its documents anew into another memory.",
+            )
+
+    def add(
+        self, documents: Iterable[Document], vectors: np.ndarray, *, on_duplicate: OnDuplicate = "error"
+    ) -> list[str]:
+        """As `MemoryStore.add`, in one transaction. A replaced document counts as added anew.
+
+        Raises `MemoryStoreError` when the memory is not bound, when vectors are not finite or not of unit norm, or when
+        there are more or fewer of them than documents; `DimensionMismatch`, `DuplicateDocument`, `InvalidDocument` for a
+        prompt with blanks; `MemoryLocked`. An error stores nothing.
+        """
+        if on_duplicate not in get_args(OnDuplicate):
+            raise MemoryStoreError(
+                f"No duplicate policy {on_duplicate!r}.",
+                f"{nearest(str(on_duplicate), get_args(OnDuplicate))} Use 'error', 'skip' or 'replace'.".strip(),
+            )
+        encoder = self.encoder
+        if encoder is None:
+            raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
+        rows = unit_vectors(vectors, encoder.dim)
+        journal, ids = self._journal, list[str]()
+        with journal.writing():
+            for document in documents:
+                if not isinstance(document, Document):
+                    raise InvalidDocument(f"A memory stores Documents, not {type(document).__name__}.")
+                if len(ids) == len(rows):
+                    raise MemoryStoreError(
+                        f"There are more documents than vectors ({len(rows)}).", "Give one for each."
+                    )
+                stored = journal.seqs_of([document.id])
+                if stored and on_duplicate == "error":
+                    raise DuplicateDocument(
+                        f"A document with id {document.id!r} is already stored.",
+                        "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
+                    )
+                if not stored or on_duplicate == "replace":
+                    journal.remove(list(stored.values()))
+                    journal.insert(document, rows[len(ids)])
+                ids.append(document.id)
+            if len(ids) < len(rows):
+                raise MemoryStoreError(f"There are {len(rows)} vectors for {len(ids)} documents.", "Give one for each.")
+        self._stale = True
+        return ids
+
+    def search(
+        self,
+        vectors: np.ndarray,
+        *,
+        k: int,
+        where: Where | None = None,
+        exclude: Sequence[Collection[str]] | None = None,
+    ) -> list[list[Hit]]:
+        """As `MemoryStore.search`, exact; equal scores come in order of id. `where`: see `racm3.memories.where`."""
+        condition = None if where is None else parse(where)
+        if not isinstance(k, (int, np.integer)) or k < 0:
+            raise MemoryStoreError(f"k is the number of hits, 0 or more, not {k!r}.")
+        with self._journal.reading():
+            encoder = self._journal.encoder()
+            queries = unit_vectors(vectors, encoder.dim if encoder else None)
+            names = _exclusions(exclude, len(queries))
+            index = self._caught_up()
+            if index is None or k == 0:
+                return [[] for _ in queries]
+            allowed = None if condition is None else self._journal.seqs_matching(condition)
+            excluded = [np.fromiter(self._journal.seqs_named(given), dtype=np.int64) for given in names]
+            found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
+            ids = self._journal.ids({seq for _, seqs in found for seq in seqs.tolist()})
+            ranked = []
+            for scores, seqs in found:
+                pairs = zip(scores.tolist(), seqs.tolist(), strict=True)
+                ranked.append(sorted(((-score, ids[seq], seq) for score, seq in pairs))[:k])
+            hashes = self._journal.hashes({seq for best in ranked for _, _, seq in best})
+            answer = []
+            for best in ranked:
+                rows = index.vectors(np.array([seq for _, _, seq in best], dtype=np.int64))
+                answer.append(
+                    [
+                        Hit(id=id, score=-negative, vector=row, hashes=hashes.get(seq, ()), load=self._loader(seq, id))
+                        for (negative, id, seq), row in zip(best, rows, strict=True)
+                    ]
+                )
+            return answer
+
+    def get(self, ids: Sequence[str]) -> list[Document | None]:
+        """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it fails its checksum."""
+        ids = _id_list(ids)
+        with self._journal.reading():
+            seqs = self._journal.seqs_of(ids)
+            found = {row.name: self._journal.document(row) for row in self._journal.rows_of(seqs.values())}
+        return [found.get(id) for id in ids]
+
+    def items(self) -> Iterator[tuple[Document, np.ndarray]]:
+        """As `MemoryStore.items`: those stored when it was called, read in batches, so that others can write meanwhile."""
+        with self._journal.reading():
+            last = self._journal.state().last_seq
+
+        def batches() -> Iterator[tuple[Document, np.ndarray]]:
+            after = 0
+            while True:
+                with self._journal.reading():
+                    rows = self._journal.rows(after=after, last=last, limit=STREAMED)
+                    batch = [(self._journal.document(row), np.frombuffer(row.vector, "<f4").copy()) for row in rows]
+                if not rows:
+                    return
+                yield from batch
+                after = rows[-1].seq
+
+        return batches()
+
+    def random(self, n: int, *, rng: np.random.Generator, where: Where | None = None) -> list[Hit]:
+        condition = None if where is None else parse(where)
+        if not isinstance(n, (int, np.integer)) or n < 0:
+            raise MemoryStoreError(f"n is the number of documents, 0 or more, not {n!r}.")
+        with self._journal.reading():
+            index = self._caught_up()
+            if index is None:
+                return []
+            pool = index.live if condition is None else self._journal.seqs_matching(condition)
+            seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
+            ids, hashes = self._journal.ids(seqs), self._journal.hashes(seqs)
+            return [
+                Hit(id=ids[seq], vector=row, hashes=hashes.get(seq, ()), load=self._loader(seq, ids[seq]))
+                for seq, row in zip(seqs.tolist(), index.vectors(seqs), strict=True)
+            ]
+
+    def delete(self, ids: Sequence[str]) -> int:
+        ids = _id_list(ids)
+        with self._journal.writing():
+            seqs = list(self._journal.seqs_of(ids).values())
+            self._journal.remove(seqs)
+        self._stale = True
+        return len(seqs)
+
+    def __len__(self) -> int:
+        with self._journal.reading():
+            return self._journal.count()
+
+    def refresh(self) -> None:
+        """Take in what other processes have written since. Every search does so of itself; this does it ahead of one."""
+        with self._journal.reading():
+            self._caught_up()
+
+    def flush(self) -> None:
+        """Bring the index and its snapshot on disk up to date, which makes opening quick. Documents are safe without it."""
+        with self._journal.reading():
+            if self._folder is None or self.read_only or snapshot.saved_state(self._folder) == self._journal.state():
+                return
+            index = self._caught_up()
+            if index is not None and index.last_seq:
+                self._index = index.compacted()
+                _save(self._index, self._folder)
+        self._stale = False
+
+    def close(self) -> None:
+        """Write the snapshot if there is something new in it, and release files. Closing twice does no harm."""
+        try:
+            if self._stale and not self._journal.closed:
+                self.flush()
+        except MemoryStoreError as error:
+            logger.warning("The memory is closed without a snapshot of its index: %s", error)
+        finally:
+            self._journal.close()
+            self._index = None
+
+    def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
+        """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.
+
+        path: a folder that is missing or empty. snapshot: with the index, so that opening a large memory is quick.
+        """
+        folder = Path(path)
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise MemoryStoreError(f"{folder} is not an empty folder.", "Give another path.")
+        folder.mkdir(parents=True, exist_ok=True)
+        self._journal.copy_to(folder / DATABASE)
+        if snapshot:
+            copy = FaissMemory(folder, read_only=True)
+            with copy, copy._journal.reading():
+                index = copy._caught_up()
+                if index is not None:
+                    _save(index, folder)
+
+    def _caught_up(self) -> VectorIndex | None:
+        """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""
+        journal, encoder, state = self._journal, self._journal.encoder(), self._journal.state()
+        if encoder is None:
+            return None
+        index = self._index
+        if index is None and self._folder is not None:
+            index = snapshot.load(self._folder, encoder.dim)
+            if index is None and not self.read_only:
+                snapshot.discard(self._folder)
+                self._stale = True
+        if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
+            index = VectorIndex(encoder.dim)
+        self._index = index
+        if index.generation != state.generation:
+            index.keep(journal.seqs())
+            index.generation = state.generation
+        while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
+            for row in rows:
+                row.verify()
+            seqs = np.array([row.seq for row in rows], dtype=np.int64)
+            index.append(seqs, np.stack([np.frombuffer(row.vector, "<f4") for row in rows]).astype(np.float32))
+        index.last_seq = state.last_seq
+        return index
+
+    def _loader(self, seq: int, id: str) -> Callable[[], Document]:
+        def load() -> Document:
+            with self._journal.reading():
+                for row in self._journal.rows_of([seq]):
+                    return self._journal.document(row)
+            raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
+
+        return load
+
+
+def _prepared(folder: Path, read_only: bool) -> tuple[Path, bool]:
+    """The database of a folder, which is made when it is missing, and whether it can only be read."""
+    database = folder / DATABASE
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
+        if database.exists():
+            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
+        if read_only:
+            raise MemoryStoreError(f"There is no memory at {folder}.", "Open it without read_only to make one.")
+        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise MemoryCorrupt(
+                f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
+    return database, False
+
+
+def _save(index: VectorIndex, folder: Path) -> None:
+    try:
+        snapshot.save(index, folder)
+    except OSError as error:
+        raise MemoryStoreError(
+            f"The index cannot be saved in {folder}: {error}.", "No document is lost: it is rebuilt when opened."
+        ) from error
+
+
+def _exclusions(exclude: Sequence[Collection[str]] | None, queries: int) -> list[set[str]]:
+    if exclude is None:
+        return [set() for _ in range(queries)]
+    if isinstance(exclude, str) or any(isinstance(names, str) for names in exclude):
+        raise MemoryStoreError("exclude takes a collection of names for each query, not a str.", "Give [{'id'}].")
+    if len(exclude) != queries:
+        raise MemoryStoreError(f"There are {len(exclude)} exclusions for {queries} queries.", "Give one for each.")
+    return [set(names) for names in exclude]
+
+
+def _id_list(ids: Sequence[str]) -> list[str]:
+    if isinstance(ids, str):
+        raise MemoryStoreError(f"Ids come as a list, not as the str {ids!r}.", f"Give [{ids!r}].")
+    return list(ids)

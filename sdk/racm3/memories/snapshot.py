@@ -1,0 +1,118 @@
+"""The index on disk: `index-<seq>.faiss`, and `index.json` that says what is in it.
+
+A snapshot only saves time. It is written to a temporary file, fsynced, renamed, and its folder fsynced; whatever is
+missing, torn, stale or not ours is passed over, and the index is built from the journal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+from pathlib import Path
+
+from .index import VectorIndex
+from .journal import State
+
+FORMAT = 1
+HEADER = "index.json"
+ABANDONED = 3600  # seconds after which a temporary file is nobody's
+
+logger = logging.getLogger("racm3.memories")
+
+
+def saved_state(folder: Path) -> State | None:
+    """How far the snapshot of a folder has come; None when there is none that can be read."""
+    header = _header(folder)
+    return None if header is None else State(header["last_seq"], header["generation"])
+
+
+def load(folder: Path, dim: int) -> VectorIndex | None:
+    """The index of a folder's snapshot, or None."""
+    import faiss
+
+    header = _header(folder)
+    if header is None or header["dim"] != dim:
+        return None
+    path = folder / header["file"]
+    try:
+        # faiss trusts the sizes that it reads, so a torn file must not reach it.
+        if _sha256(path) != header["sha256"]:
+            raise ValueError("it does not match its checksum")
+        # Read, not mapped: rows are added to it, and adding to a mapped index aborts the process.
+        found = faiss.read_index(str(path))
+        if not isinstance(found, faiss.IndexIDMap):
+            raise ValueError(f"it is of kind {type(found).__name__}")
+        index = VectorIndex(dim, found)
+    except Exception as error:
+        logger.warning("The snapshot %s is passed over, and the index built anew: %s", path, error)
+        return None
+    index.last_seq, index.generation = header["last_seq"], header["generation"]
+    return index
+
+
+def save(index: VectorIndex, folder: Path) -> None:
+    """Write an index that has no tombstones. Raises `OSError` when that fails; the snapshot before then still stands."""
+    import faiss
+
+    assert not index.dead
+    target = folder / f"index-{index.last_seq}.faiss"
+    part = folder / f"{target.name}.{uuid.uuid4().hex}.part"
+    try:
+        try:
+            faiss.write_index(index.index, str(part))
+        except RuntimeError as error:
+            raise OSError(f"faiss cannot write it: {error}") from error
+        header = {
+            "format": FORMAT,
+            "file": target.name,
+            "last_seq": index.last_seq,
+            "generation": index.generation,
+            "dim": index.dim,
+            "sha256": _sha256(part),
+        }
+        _publish(part, target)
+        part.write_text(json.dumps(header, indent=1), encoding="utf-8")
+        _publish(part, folder / HEADER)
+    finally:
+        part.unlink(missing_ok=True)
+    for old in folder.glob("index-*.faiss*"):
+        # A part may belong to another process that is writing it now, or to one that was killed.
+        if old != target and (old.suffix != ".part" or time.time() - old.stat().st_mtime > ABANDONED):
+            old.unlink(missing_ok=True)
+
+
+def discard(folder: Path) -> None:
+    """Remove the snapshot of a folder."""
+    (folder / HEADER).unlink(missing_ok=True)
+
+
+def _header(folder: Path) -> dict | None:
+    try:
+        header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        numbers = [header[name] for name in ("format", "last_seq", "generation", "dim")]
+        ours = header["format"] == FORMAT and all(type(number) is int for number in numbers)
+        return header if ours and Path(header["file"]).name == header["file"] else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _publish(part: Path, target: Path) -> None:
+    """Rename a written file into place so that it is there whole or not at all, even if the power fails."""
+    with part.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(part, target)
+    if os.name == "posix":
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

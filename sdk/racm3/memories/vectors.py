@@ -1,0 +1,46 @@
+"""What every memory checks of the vectors that it is given: the retriever normalises, the memory checks."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import DimensionMismatch, MemoryStoreError
+
+UNIT_NORM = 1e-3  # how far a norm may be from 1
+
+
+def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
+    """The given vectors as float32 [n, dim], contiguous, never written to; dim None: any width.
+
+    Raises `DimensionMismatch` for another width, and `MemoryStoreError` for what is not numbers, not two-dimensional, not
+    finite or not of unit norm, naming the first bad row.
+    """
+    try:
+        given = np.asarray(vectors)
+        if given.size and given.dtype.kind not in "fiu":
+            raise ValueError(f"dtype {given.dtype}")
+        with np.errstate(over="ignore"):
+            rows = np.ascontiguousarray(given, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise MemoryStoreError(f"Vectors are float32 [n, dim]; these cannot be read as such: {error}.") from error
+    if rows.ndim == 1 and not rows.size:
+        return rows.reshape(0, dim or 0)
+    if rows.ndim != 2:
+        raise MemoryStoreError(
+            f"Vectors are [n, dim]; these have the shape {list(rows.shape)}.", "For a single one give vector[None]."
+        )
+    if dim is not None and rows.shape[1] != dim:
+        raise DimensionMismatch(
+            f"The vectors have width {rows.shape[1]}; the memory has width {dim}.",
+            "Use the encoder that it is bound to.",
+        )
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
+    wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_NORM))
+    if len(wrong):
+        row = int(wrong[0])
+        finite = bool(np.isfinite(rows[row]).all())
+        raise MemoryStoreError(
+            f"Vector {row} has the norm {norms[row]:.6g}, not 1." if finite else f"Vector {row} is not finite.",
+            "Divide each by its L2 norm: vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True).",
+        )
+    return rows

@@ -1,0 +1,440 @@
+"""The default memory: what is stored stays, and what is found is exactly the nearest."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+from racm3.document import Blank, Document, Image
+from racm3.errors import (
+    DimensionMismatch,
+    DuplicateDocument,
+    EncoderMismatch,
+    InvalidDocument,
+    MemoryLocked,
+    MemoryStoreError,
+)
+from racm3.interfaces import Encoder
+from racm3.memories import index as index_module
+from racm3.memories.faiss import FaissMemory
+
+DIM = 8
+ENCODER = Encoder("clip-test", DIM)
+
+
+def unit(rng, n, dim=DIM):
+    vectors = rng.standard_normal((n, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def texts(n, start=0):
+    return [
+        Document(f"text {i}", id=f"d{i:05d}", metadata={"i": i, "even": i % 2 == 0}) for i in range(start, start + n)
+    ]
+
+
+def picture(seed):
+    return np.random.default_rng(seed).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def memory():
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        yield memory
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+def brute_force(items, query, k):
+    """The specification of a search: (id, score) of the k nearest of (document, vector), ties by id."""
+    scored = sorted((-float(np.dot(vector, query)), document.id) for document, vector in items)
+    return [(id, pytest.approx(-negative, abs=1e-6)) for negative, id in scored[:k]]
+
+
+# Searching
+
+
+@pytest.mark.parametrize("scan", [4096, 20], ids=["by scanning", "by FAISS"])
+@pytest.mark.parametrize("k", [1, 7, 300, 1000])
+def test_a_search_finds_exactly_the_nearest(memory, rng, monkeypatch, scan, k):
+    monkeypatch.setattr(index_module, "SCAN", scan)
+    documents, vectors, queries = texts(300), unit(rng, 300), unit(rng, 5)
+    memory.add(documents, vectors)
+    memory.delete(["d00003", "d00250"])
+    gone = {"d00003", "d00250"}
+    exclude = [set(), {"d00001"}, {documents[2].content_hash}, set(ids(documents[:150])), {"unknown", "\ud800"}]
+    filters = [
+        (None, lambda document: True),
+        ({"even": True}, lambda document: document.metadata["even"]),
+        ({"i": {"$lt": 5}}, lambda document: document.metadata["i"] < 5),
+        ({"i": -1}, lambda document: False),
+    ]
+    for where, fits in filters:
+        answers = memory.search(queries, k=k, where=where, exclude=exclude)
+        for query, hits, names in zip(queries, answers, exclude, strict=True):
+            left = [
+                (document, vector)
+                for document, vector in zip(documents, vectors, strict=True)
+                if fits(document) and not {document.id, document.content_hash} & (names | gone)
+            ]
+            assert [(hit.id, hit.score) for hit in hits] == brute_force(left, query, k)
+
+
+@pytest.mark.parametrize("scan", [4096, 20], ids=["by scanning", "by FAISS"])
+def test_ties_come_in_order_of_id_and_at_the_cut_off_the_smallest_ids_win(memory, rng, monkeypatch, scan):
+    monkeypatch.setattr(index_module, "SCAN", scan)
+    best, twin = unit(rng, 2)
+    vectors = np.concatenate([np.tile(twin, (100, 1)), [best, -best], np.tile(twin, (13, 1))])
+    order = rng.permutation(len(vectors))
+    documents = [Document("x", id=f"{number:03d}") for number in order]
+    memory.add(documents, vectors)
+    twins = sorted(documents[row].id for row in [*range(100), *range(102, 115)])
+    hits = memory.search(best[None], k=6)[0]
+    assert ids(hits) == [documents[100].id, *twins[:5]]
+    assert len({hit.score for hit in hits[1:]}) == 1
+    without = memory.search(best[None], k=6, exclude=[{*twins[:3]}])[0]
+    assert ids(without) == [documents[100].id, *twins[3:8]]
+
+
+def test_the_filter_and_the_exclusions_apply_before_the_top_k(memory):
+    # The nearest thousand are all filtered out or excluded; a filter behind the top-k would find nothing.
+    angles = np.linspace(0, 1, 1005, dtype=np.float32)
+    vectors = np.zeros((1005, DIM), np.float32)
+    vectors[:, 0], vectors[:, 1] = np.cos(angles), np.sin(angles)
+    memory.add(texts(1005), vectors)
+    query = vectors[:1]
+    assert ids(memory.search(query, k=2, where={"i": {"$gte": 1000}})[0]) == ["d01000", "d01001"]
+    near = {f"d{i:05d}" for i in range(1000)}
+    assert ids(memory.search(query, k=2, exclude=[near])[0]) == ["d01000", "d01001"]
+    assert ids(memory.search(query, k=9, where={"i": {"$gte": 1000}}, exclude=[{"d01000"}])[0]) == [
+        f"d0100{i}" for i in range(1, 5)
+    ]
+
+
+def test_exclusions_name_ids_documents_or_parts_and_hold_for_their_own_query(memory, rng):
+    shared = Image(picture(0))
+    documents = [
+        Document(["one caption", shared], id="a"),
+        Document(["another caption", shared], id="b"),
+        Document("alone", id="c"),
+    ]
+    query = unit(rng, 1)
+    memory.add(documents, np.tile(query, (3, 1)))
+    exclude = [[], ["a"], [documents[1].content_hash], [shared.content_hash], [documents[2].parts[0].content_hash]]
+    answers = memory.search(np.tile(query, (5, 1)), k=3, exclude=exclude)
+    assert [ids(hits) for hits in answers] == [["a", "b", "c"], ["b", "c"], ["a", "c"], ["c"], ["a", "b"]]
+
+
+def test_a_hit_carries_score_vector_and_hashes_and_loads_its_document_when_asked(memory, rng):
+    vectors, image = unit(rng, 2), Image(picture(1))
+    documents = [Document(["kite", image], id="a"), Document("dog", id="b")]
+    memory.add(documents, vectors)
+    hit = memory.search(vectors[:1], k=1)[0][0]
+    assert (hit.id, hit.hashes) == ("a", {documents[0].parts[0].content_hash, image.content_hash})
+    assert hit.score == pytest.approx(1, abs=1e-6) and hit.vector.dtype == np.float32
+    assert np.array_equal(hit.vector, vectors[0])
+    hit.vector[:] = 0
+    assert memory.search(vectors[:1], k=1)[0][0].score == pytest.approx(1, abs=1e-6)
+    assert hit.document == documents[0]
+    other = memory.search(vectors[1:], k=1)[0][0]
+    memory.add([documents[1].replace(metadata={"new": True})], vectors[1:], on_duplicate="replace")
+    with pytest.raises(MemoryStoreError, match="'b' was removed or replaced"):
+        _ = other.document
+
+
+def test_an_empty_memory_finds_nothing(rng):
+    with FaissMemory() as memory:
+        assert memory.search(unit(rng, 2), k=3) == [[], []]
+        memory.bind(ENCODER)
+        assert memory.search(unit(rng, 2), k=3, where={"a": 1}) == [[], []]
+        assert memory.search(np.empty((0, DIM)), k=3) == []
+        assert memory.random(3, rng=rng) == []
+        assert len(memory) == 0 and list(memory.items()) == [] and memory.delete(["a"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"k": -1}, "0 or more, not -1"),
+        ({"k": 1, "exclude": []}, "0 exclusions for 1 queries"),
+        ({"k": 1, "exclude": ["d0"]}, "not a str"),
+    ],
+)
+def test_what_cannot_be_searched_is_an_error(memory, rng, asked, message):
+    with pytest.raises(MemoryStoreError, match=message):
+        memory.search(unit(rng, 1), **asked)
+
+
+# Adding
+
+
+def test_what_is_read_back_equals_what_was_stored(memory, rng):
+    encoded = Image(Image(picture(2)).data)
+    metadata = {
+        "s": "é\0☃",
+        "i": 1,
+        "f": 1.0,
+        "t": True,
+        "n": None,
+        "l": [1, "a", None, 2.5],
+        "e": [],
+        "surrogate\udcff": "\ud800",
+    }
+    documents = [
+        Document(["text \ud800 \0", Image(picture(2)), "more", encoded], id="id \udcff", metadata=metadata),
+        Document(Image(picture(3))),
+    ]
+    memory.add(documents, unit(rng, 2))
+    back = memory.get([documents[1].id, "missing", documents[0].id])
+    assert back == [documents[1], None, documents[0]]
+    assert [type(value) for value in back[2].metadata.values()] == [type(value) for value in metadata.values()]
+    assert back[2].content_hash == documents[0].content_hash
+    assert np.array_equal(np.asarray(back[0].image.picture), picture(3))
+    assert back[2].images[1].data == encoded.data
+
+
+def test_duplicates_are_refused_skipped_or_replaced(memory, rng):
+    vectors = unit(rng, 6)
+    old, new = Document("old", id="a"), Document("new", id="a")
+    assert memory.add([old, Document("b", id="b")], vectors[:2]) == ["a", "b"]
+    with pytest.raises(DuplicateDocument, match="'a' is already stored"):
+        memory.add([Document("c", id="c"), new], vectors[2:4])
+    assert memory.get(["a", "c"]) == [old, None]  # nothing of the call was stored
+    assert memory.add([new, Document("c", id="c")], vectors[2:4], on_duplicate="skip") == ["a", "c"]
+    assert memory.get(["a"]) == [old]
+    assert memory.add([new], vectors[4:5], on_duplicate="replace") == ["a"]
+    assert memory.get(["a"]) == [new] and len(memory) == 3
+    assert ids(memory.search(vectors[4:5], k=1)[0]) == ["a"]
+    assert memory.search(vectors[:1], k=3)[0][0].score < 0.999  # the old vector is gone
+    with pytest.raises(MemoryStoreError, match="Did you mean 'replace'"):
+        memory.add([new], vectors[:1], on_duplicate="replaced")
+
+
+@pytest.mark.parametrize(("policy", "kept"), [("skip", "one"), ("replace", "two")])
+def test_duplicates_within_one_call_follow_the_same_rule(memory, rng, policy, kept):
+    documents = [Document("one", id="a"), Document("two", id="a")]
+    with pytest.raises(DuplicateDocument):
+        memory.add(documents, unit(rng, 2))
+    assert len(memory) == 0
+    assert memory.add(documents, unit(rng, 2), on_duplicate=policy) == ["a", "a"]
+    assert [document.text for document, _ in memory.items()] == [kept]
+
+
+def test_documents_are_streamed_and_an_error_among_them_stores_nothing(memory, rng):
+    memory.add(texts(3), unit(rng, 3))
+
+    def broken():
+        yield from texts(5, start=10)
+        raise RuntimeError("the source failed")
+
+    with pytest.raises(RuntimeError, match="the source failed"):
+        memory.add(broken(), unit(rng, 9))
+    assert len(memory) == 3 and memory.get(["d00010"]) == [None]
+    vectors = unit(rng, 5)
+    memory.add((document for document in texts(5, start=20)), vectors)
+    assert ids(memory.search(vectors, k=1)[4]) == ["d00024"]
+
+
+def test_documents_that_ask_the_memory_while_they_are_added_are_an_error_and_not_a_deadlock(memory, rng):
+    with pytest.raises(MemoryStoreError, match="Make a list of the documents"):
+        memory.add((document for document in texts(2) if memory.get([document.id]) == [None]), unit(rng, 2))
+    assert len(memory) == 0
+
+
+def bad(row, value):
+    vectors = np.eye(3, DIM, dtype=np.float32)
+    vectors[row] = value
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("vectors", "error", "message"),
+    [
+        (np.eye(3, DIM - 1), DimensionMismatch, "width 7; the memory has width 8"),
+        (np.eye(DIM)[0], MemoryStoreError, r"vector\[None\]"),
+        (bad(1, np.nan), MemoryStoreError, "Vector 1 is not finite"),
+        (bad(2, np.inf), MemoryStoreError, "Vector 2 is not finite"),
+        (bad(1, 0), MemoryStoreError, "Vector 1 has the norm 0, not 1"),
+        (np.eye(3, DIM) * 1.01, MemoryStoreError, "Vector 0 has the norm 1.01"),
+        ([["a"] * DIM] * 3, MemoryStoreError, "cannot be read"),
+        (np.eye(3, DIM, dtype=complex), MemoryStoreError, "cannot be read"),
+        (np.eye(2, DIM), MemoryStoreError, "more documents than vectors"),
+        (np.eye(4, DIM), MemoryStoreError, "4 vectors for 3 documents"),
+    ],
+)
+def test_vectors_are_checked(memory, vectors, error, message):
+    with pytest.raises(error, match=message):
+        memory.add(texts(3), vectors)
+    assert len(memory) == 0
+
+
+def test_inputs_are_not_changed_and_may_be_of_any_float_type(memory, rng):
+    vectors = unit(rng, 3).astype(np.float64)
+    vectors.flags.writeable = False
+    documents = texts(3)
+    memory.add(documents, vectors)
+    assert documents == texts(3)
+    assert ids(memory.search(vectors[:1], k=1)[0]) == ["d00000"]
+    assert memory.add([], []) == []
+
+
+def test_prompts_and_other_things_are_refused(memory, rng):
+    with pytest.raises(InvalidDocument, match="has blanks"):
+        memory.add([Document(["a kite", Blank("image")])], unit(rng, 1))
+    with pytest.raises(InvalidDocument, match="not str"):
+        memory.add(["a kite"], unit(rng, 1))
+
+
+def test_a_memory_belongs_to_one_encoder(rng):
+    with FaissMemory() as memory:
+        with pytest.raises(MemoryStoreError, match=r"Call bind"):
+            memory.add(texts(1), unit(rng, 1))
+        assert memory.encoder is None
+        memory.bind(ENCODER)
+        memory.bind(Encoder("clip-test", DIM))
+        for other in (Encoder("other", DIM), Encoder("clip-test", 4)):
+            with pytest.raises(EncoderMismatch, match=f"clip-test .*{other.fingerprint}"):
+                memory.bind(other)
+        assert memory.encoder == ENCODER
+
+
+# Reading and removing
+
+
+def test_items_come_in_the_order_of_adding_while_others_write(memory, rng):
+    documents, vectors = texts(1200), unit(rng, 1200)
+    memory.add(documents[600:], vectors[600:])
+    memory.add(documents[:600], vectors[:600])
+    items = memory.items()
+    first = next(items)
+    memory.add(texts(1, start=5000), unit(rng, 1))  # not part of what was asked for
+    memory.delete(["d00599"])
+    seen = [first, *items]
+    assert [document for document, _ in seen] == documents[600:] + documents[:599]
+    assert np.array_equal(seen[-1][1], vectors[598])
+
+
+def test_random_documents_are_drawn_without_replacement_by_the_generator_given(memory, rng):
+    memory.add(texts(20), unit(rng, 20))
+    memory.delete(["d00004"])
+
+    def draw(n, seed, **asked):
+        return memory.random(n, rng=np.random.default_rng(seed), **asked)
+
+    assert ids(draw(5, 1)) == ids(draw(5, 1)) != ids(draw(5, 2))
+    assert sorted(ids(draw(99, 0))) == [f"d{i:05d}" for i in range(20) if i != 4]
+    assert sorted(ids(draw(99, 0, where={"even": True}))) == [f"d{i:05d}" for i in range(0, 20, 2) if i != 4]
+    hit = draw(1, 0)[0]
+    assert hit.score is None and hit.vector.shape == (DIM,) and hit.document.id == hit.id and len(hit.hashes) == 1
+    counts = np.zeros(20)
+    for seed in range(600):
+        counts[[int(id[1:]) for id in ids(draw(5, seed))]] += 1
+    assert counts[4] == 0 and abs(counts[counts > 0] - 600 * 5 / 19).max() < 60  # five standard deviations
+
+
+def test_deleting_counts_what_was_there_and_keeps_shared_images(memory, rng):
+    shared, vectors = Image(picture(4)), unit(rng, 3)
+    memory.add([Document(["a", shared], id="a"), Document(["b", shared], id="b"), Document("c", id="c")], vectors)
+    assert memory.delete(["a", "a", "unknown"]) == 1
+    assert len(memory) == 2 and memory.get(["a"]) == [None]
+    assert sorted(ids(memory.search(vectors[:1], k=3)[0])) == ["b", "c"]
+    assert memory.get(["b"])[0].image == shared
+    memory.add([Document("again", id="a")], vectors[:1])
+    assert ids(memory.search(vectors[:1], k=1)[0]) == ["a"]
+    with pytest.raises(MemoryStoreError, match=r"Give \['a'\]"):
+        memory.delete("a")
+
+
+# Life
+
+
+def test_a_closed_memory_cannot_be_used(rng):
+    memory = FaissMemory()
+    memory.bind(ENCODER)
+    memory.add(texts(1), unit(rng, 1))
+    hit = memory.search(unit(rng, 1), k=1)[0][0]
+    memory.close()
+    memory.close()
+    uses = [
+        lambda: memory.bind(ENCODER),
+        lambda: memory.add(texts(1), unit(rng, 1)),
+        lambda: memory.search(unit(rng, 1), k=1),
+        lambda: memory.get(["a"]),
+        lambda: memory.items(),
+        lambda: memory.random(1, rng=rng),
+        lambda: memory.delete(["a"]),
+        lambda: len(memory),
+        lambda: memory.refresh(),
+        lambda: memory.flush(),
+        lambda: hit.document,
+    ]
+    for use in uses:
+        with pytest.raises(MemoryStoreError, match="is closed"):
+            use()
+
+
+def test_threads_share_a_memory(memory, rng):
+    vectors, failures = unit(rng, 400), []
+    memory.add(texts(100), vectors[:100])
+
+    def write(part):
+        for start in range(100 + 100 * part, 200 + 100 * part, 10):
+            memory.add(texts(10, start), vectors[start : start + 10])
+
+    def read():
+        for _ in range(30):
+            hits = memory.search(vectors[:4], k=3)
+            failures.extend(i for i in range(4) if hits[i][0].document.id != f"d{i:05d}")
+
+    def guarded(work, *arguments):
+        try:
+            work(*arguments)
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(write, part)) for part in range(3)]
+    threads += [threading.Thread(target=guarded, args=(read,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and len(memory) == 400
+    assert [hits[0].id for hits in memory.search(vectors, k=1)] == [f"d{i:05d}" for i in range(400)]
+
+
+def test_a_read_only_memory_ships_in_a_package(tmp_path, rng):
+    vectors, folder = unit(rng, 50), tmp_path / "with space #1? 100%"
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add([*texts(49), Document(["x", Image(picture(5))], id="image")], vectors)
+        expected = [ids(hits) for hits in memory.search(vectors, k=3, where={"$not": {"even": True}})]
+        memory.export_read_only(folder)
+        memory.export_read_only(tmp_path / "fast", snapshot=True)
+        with pytest.raises(MemoryStoreError, match="not an empty folder"):
+            memory.export_read_only(folder)
+    assert sorted(path.name for path in folder.iterdir()) == ["memory.db"]
+    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == ["index-50.faiss", "index.json", "memory.db"]
+    for place in (folder, tmp_path / "fast"):
+        before = {path: path.read_bytes() for path in place.iterdir()}
+        with FaissMemory(place, read_only=True) as memory:
+            memory.bind(ENCODER)
+            assert [ids(hits) for hits in memory.search(vectors, k=3, where={"$not": {"even": True}})] == expected
+            assert memory.get(["image"])[0].image == Image(picture(5))
+            with pytest.raises(MemoryLocked, match="read-only"):
+                memory.add(texts(1, start=900), vectors[:1])
+            with pytest.raises(MemoryLocked, match="read-only"):
+                memory.delete(["image"])
+            memory.flush()
+        assert {path: path.read_bytes() for path in place.iterdir()} == before
+    with FaissMemory(folder) as memory:  # in a folder of one's own it is a memory like any other
+        memory.add(texts(1, start=900), vectors[:1])
+        assert len(memory) == 51

@@ -1,0 +1,422 @@
+"""What survives: other processes, kills, damage, and folders that cannot be written."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from racm3.document import Document, Image
+from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryLocked, MemoryStoreError
+from racm3.interfaces import Encoder
+from racm3.memories import database, snapshot
+from racm3.memories.faiss import FaissMemory
+
+DIM = 4
+ENCODER = Encoder("e", DIM)
+
+
+def unit(seed, n):
+    vectors = np.random.default_rng(seed).standard_normal((n, DIM)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def texts(n, start=0):
+    return [Document(f"text {i}", id=f"d{i}", metadata={"i": i}) for i in range(start, start + n)]
+
+
+QUERIES = unit(9, 3)
+
+
+def answer(memory):
+    return [[(hit.id, hit.score) for hit in hits] for hits in memory.search(QUERIES, k=5)]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A closed memory of 20 documents, with its snapshot."""
+    with FaissMemory(tmp_path / "memory") as memory:
+        memory.bind(ENCODER)
+        memory.add(texts(20), unit(0, 20))
+    return tmp_path / "memory"
+
+
+@pytest.fixture
+def expected(folder):
+    with FaissMemory(folder) as memory:
+        return answer(memory)
+
+
+def python(code, *arguments, **options):
+    """Run code in a new process that knows this module's names."""
+    prelude = f"""
+        import os, sys, signal, numpy as np
+        sys.path.insert(0, {os.path.dirname(__file__)!r})
+        from test_journal import *
+        folder = Path(sys.argv[1])
+    """
+    script = textwrap.dedent(prelude) + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
+    )
+
+
+# Another process
+
+
+def test_a_new_process_gives_the_same_answers(folder, expected):
+    done = python("with FaissMemory(folder) as memory: print(json.dumps(answer(memory)))", folder)
+    assert done.returncode == 0, done.stderr
+    assert [[tuple(hit) for hit in hits] for hits in json.loads(done.stdout)] == expected
+
+
+def test_what_was_added_survives_a_kill(tmp_path):
+    done = python(
+        """
+        memory = FaissMemory(folder)
+        memory.bind(ENCODER)
+        memory.add(texts(7), unit(1, 7))
+        def half():
+            yield from texts(3, start=50)
+            os.kill(os.getpid(), signal.SIGKILL)
+        memory.add(half(), unit(2, 9))
+        """,
+        tmp_path / "memory",
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with FaissMemory(tmp_path / "memory") as memory:
+        assert [document for document, _ in memory.items()] == texts(7)
+        assert memory.search(unit(1, 7)[4:5], k=1)[0][0].id == "d4"
+
+
+def test_a_memory_takes_in_what_another_process_wrote(folder):
+    with FaissMemory(folder) as memory:
+        answer(memory)
+        done = python(
+            """
+            with FaissMemory(folder) as memory:
+                memory.add(texts(5, start=100), unit(3, 5))
+                memory.delete(["d3"])
+            """,
+            folder,
+        )
+        assert done.returncode == 0, done.stderr
+        memory.refresh()
+        assert len(memory) == 24
+        assert [hits[0].id for hits in memory.search(unit(3, 5), k=1)] == [f"d{i}" for i in range(100, 105)]
+        assert memory.search(unit(0, 20)[3:4], k=1)[0][0].id != "d3"
+        memory.add(texts(1, start=200), unit(4, 1))
+    with FaissMemory(folder) as memory:
+        assert memory.search(unit(4, 1), k=1)[0][0].id == "d200"
+
+
+def test_a_second_writer_is_told_so_and_readers_go_on(folder, expected, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    with FaissMemory(folder) as writer, FaissMemory(folder) as other, FaissMemory(folder, read_only=True) as reader:
+
+        def slow():
+            with pytest.raises(MemoryLocked, match="is being written"):
+                other.add(texts(1, start=300), unit(5, 1))
+            assert answer(other) == answer(reader) == expected
+            yield from texts(1, start=400)
+
+        writer.add(slow(), unit(6, 1))
+        assert len(reader) == 21
+        with pytest.raises(MemoryLocked, match="read-only"):
+            reader.delete(["d1"])
+
+
+def test_a_forked_process_is_told_to_open_its_own(folder):
+    done = python(
+        """
+        with FaissMemory(folder) as memory:
+            child = os.fork()
+            if child == 0:
+                try:
+                    len(memory)
+                except MemoryStoreError as error:
+                    os._exit(0 if "Open it again in this process" in str(error) else 1)
+                os._exit(2)
+            print(os.waitpid(child, 0)[1], len(memory))
+        """,
+        folder,
+    )
+    assert done.stdout.split() == ["0", "20"], done.stderr
+
+
+# The snapshot
+
+
+def tear(path):
+    path.write_bytes(path.read_bytes()[:-50])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
+def header(folder, **changes):
+    path = folder / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "index.json").unlink(),
+        lambda folder: (folder / "index-20.faiss").unlink(),
+        lambda folder: tear(folder / "index-20.faiss"),
+        lambda folder: flip(folder / "index-20.faiss"),
+        lambda folder: (folder / "index-20.faiss").write_bytes(b""),
+        lambda folder: tear(folder / "index.json"),
+        lambda folder: (folder / "index.json").write_text("[]"),
+        lambda folder: header(folder, format=99),
+        lambda folder: header(folder, dim=3),
+        lambda folder: header(folder, last_seq=1000),
+        lambda folder: header(folder, generation=7),
+        lambda folder: header(folder, file="../index-20.faiss"),
+        lambda folder: header(folder, last_seq="20"),
+    ],
+)
+def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, damage):
+    damage(folder)
+    with FaissMemory(folder) as memory:
+        assert answer(memory) == expected
+    assert snapshot.load(folder, DIM) is not None  # and closing mended it
+    with FaissMemory(folder) as memory:
+        assert answer(memory) == expected
+
+
+def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path):
+    old = {path.name: path.read_bytes() for path in folder.glob("index*")}
+    with FaissMemory(folder) as memory:
+        memory.delete(["d0", "d1"])
+        memory.add(texts(10, start=50), unit(7, 10))
+        memory.add([Document("replaced", id="d2")], unit(8, 1), on_duplicate="replace")
+        now = answer(memory)
+    for path in folder.glob("index*"):
+        path.unlink()
+    for name, data in old.items():
+        (folder / name).write_bytes(data)
+    with FaissMemory(folder) as memory:
+        assert answer(memory) == now
+        assert memory.search(unit(8, 1), k=1)[0][0].document.text == "replaced"
+        memory.flush()
+        assert sorted(path.name for path in folder.glob("index*")) == ["index-31.faiss", "index.json"]
+        assert snapshot.load(folder, DIM).live.tolist() == [*range(4, 21), *range(21, 32)]
+
+
+def test_the_snapshot_is_written_when_flushed_and_not_at_every_addition(tmp_path):
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(texts(3), unit(0, 3))
+        answer(memory)
+        assert not list(tmp_path.glob("index*"))
+        memory.flush()
+        assert snapshot.saved_state(tmp_path) == (3, 0)
+
+
+def test_a_snapshot_from_before_a_restored_backup_is_not_believed(folder):
+    backup = (folder / "memory.db").read_bytes()
+    with FaissMemory(folder) as memory:
+        memory.add(texts(5, start=100), unit(1, 5))
+    (folder / "memory.db").write_bytes(backup)
+    with FaissMemory(folder) as memory:
+        memory.add(texts(5, start=200), unit(2, 5))
+        memory.search(QUERIES, k=1)
+    with FaissMemory(folder) as memory:
+        assert [hits[0].id for hits in memory.search(unit(2, 5), k=1)] == [f"d{i}" for i in range(200, 205)]
+
+
+def test_a_snapshot_that_cannot_be_written_loses_nothing(folder, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    memory = FaissMemory(folder)
+    memory.add(texts(1, start=100), unit(1, 1))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(MemoryStoreError, match="No document is lost"):
+            memory.flush()
+        memory.close()
+    assert not list(folder.glob("*.part"))
+    with FaissMemory(folder) as memory:
+        assert len(memory) == 21 and memory.search(unit(1, 1), k=1)[0][0].id == "d100"
+
+
+# Damage
+
+
+def corrupted(folder, statement, *parameters):
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        assert connection.execute(statement, parameters).rowcount == 1
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE parts SET text = CAST('other' AS BLOB) WHERE seq = 6",
+        "UPDATE parts SET text = x'ff' WHERE seq = 6",
+        "UPDATE parts SET hash = 'x', text = NULL WHERE seq = 6",
+        "DELETE FROM parts WHERE seq = 6",
+        "UPDATE documents SET metadata = '{\"i\": 6}' WHERE seq = 6",
+        "UPDATE documents SET metadata = CAST(x'ff' AS TEXT) WHERE seq = 6",
+        "UPDATE documents SET vector = zeroblob(16) WHERE seq = 6",
+        "UPDATE documents SET content_hash = 'abc' WHERE seq = 6",
+    ],
+)
+def test_a_damaged_document_is_named_and_the_others_can_be_read(folder, statement):
+    corrupted(folder, statement)
+    with FaissMemory(folder) as memory:
+        with pytest.raises(MemoryCorrupt, match="'d5' does not match its checksum"):
+            memory.get(["d5"])
+        with pytest.raises(MemoryCorrupt, match="'d5'"):
+            list(memory.items())
+        assert memory.get(["d4", "d6"]) == [texts(7)[4], texts(7)[6]]
+        assert memory.delete(["d5"]) == 1
+        assert len(list(memory.items())) == 19
+
+
+def test_a_damaged_vector_never_enters_the_index(folder):
+    corrupted(folder, "UPDATE documents SET vector = zeroblob(16) WHERE seq = 6")
+    (folder / "index.json").unlink()
+    with FaissMemory(folder) as memory:
+        with pytest.raises(MemoryCorrupt, match="'d5'"):
+            answer(memory)
+        memory.delete(["d5"])
+        assert answer(memory)
+
+
+def test_a_damaged_image_is_named(folder):
+    with FaissMemory(folder) as memory:
+        memory.add([Document(Image(np.zeros((3, 3, 3), np.uint8)), id="black")], unit(1, 1))
+    corrupted(folder, "UPDATE blobs SET data = CAST('x' AS BLOB)")
+    with FaissMemory(folder) as memory:
+        hit = memory.search(unit(1, 1), k=1)[0][0]
+        with pytest.raises(MemoryCorrupt, match="'black'"):
+            _ = hit.document
+
+
+def test_images_are_stored_once_and_leave_with_their_last_document(tmp_path):
+    image = Image(np.zeros((3, 3, 3), np.uint8))
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add([Document([text, image], id=text) for text in "abc"], unit(0, 3))
+
+        def blobs():
+            connection = sqlite3.connect(tmp_path / "memory.db")
+            count = connection.execute("SELECT count(*) FROM blobs").fetchone()[0]
+            connection.close()
+            return count
+
+        assert blobs() == 1
+        memory.delete(["a", "b"])
+        assert blobs() == 1
+        memory.delete(["c"])
+        assert blobs() == 0
+
+
+def a_file(path):
+    path.write_text("hello")
+
+
+def another_program(path):
+    path.mkdir()
+    connection = sqlite3.connect(path / "memory.db")
+    connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+
+
+def not_a_database(path):
+    path.mkdir()
+    (path / "memory.db").write_bytes(b"this is no database" * 100)
+
+
+def other_files(path):
+    path.mkdir()
+    (path / "chroma.sqlite3").write_bytes(b"")
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (a_file, MemoryStoreError, "is a file"),
+        (another_program, MemoryCorrupt, "another program"),
+        (not_a_database, MemoryCorrupt, "not a memory"),
+        (other_files, MemoryCorrupt, "holds files, but no memory"),
+    ],
+)
+def test_what_is_not_a_memory_is_left_alone(tmp_path, make, error, message):
+    path = tmp_path / "place"
+    make(path)
+    before = sorted(path.rglob("*")), path.is_file()
+    for read_only in (False, True):
+        if read_only and make is other_files:
+            continue
+        with pytest.raises(error, match=message):
+            FaissMemory(path, read_only=read_only)
+    assert (sorted(path.rglob("*")), path.is_file()) == before
+
+
+def test_a_newer_format_and_a_missing_memory_are_errors(folder, tmp_path):
+    connection = sqlite3.connect(folder / "memory.db")
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(MemoryStoreError, match=r"format 99.*Upgrade racm3"):
+        FaissMemory(folder)
+    with pytest.raises(MemoryStoreError, match="There is no memory"):
+        FaissMemory(tmp_path / "nowhere", read_only=True)
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_the_encoder_is_remembered(folder):
+    with FaissMemory(folder) as memory, pytest.raises(EncoderMismatch, match=r"encoder e .*not by other"):
+        memory.bind(Encoder("other", DIM))
+
+
+# Folders that cannot be written
+
+
+@pytest.mark.parametrize("exported", [True, False], ids=["exported", "as it was closed"])
+def test_a_memory_in_a_folder_without_write_access_opens_read_only(folder, expected, exported):
+    with tempfile.TemporaryDirectory() as place:  # pytest's own folders are closed to other users
+        for path in folder.iterdir():
+            shutil.copy(path, place)
+        if exported:
+            with FaissMemory(folder) as memory:
+                memory.export_read_only(Path(place, "exported"))
+        done = python(
+            """
+            import faiss
+            folder.chmod(0o755)
+            for path in [*folder.rglob("*"), folder]:
+                path.chmod(0o555 if path.is_dir() else 0o444)
+            if os.getuid() == 0:
+                os.setuid(65534)  # write protection means nothing to root
+            with FaissMemory(Path(*sys.argv[1:])) as memory:
+                assert memory.read_only
+                try:
+                    memory.add(texts(1, start=77), unit(1, 1))
+                except MemoryLocked:
+                    print(json.dumps(answer(memory)))
+            """,
+            place,
+            *["exported"] * exported,
+        )
+        for path in [Path(place), *Path(place).rglob("*")]:
+            path.chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    assert [[tuple(hit) for hit in hits] for hits in json.loads(done.stdout)] == expected
