@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import sys
 import warnings
 from functools import cached_property
 from pathlib import Path
@@ -85,7 +86,8 @@ class Image:
     @classmethod
     def restore(cls, data: bytes, content_hash: str) -> Image:
         """An image from bytes that were stored with their hash: a picture given as an array keeps the hash of its pixels."""
-        image = cls(data)
+        # What was stored was within its limits, whatever they were.
+        image = cls(data, max_bytes=len(data), max_pixels=sys.maxsize)
         image.__dict__["content_hash"] = content_hash
         return image
 
