@@ -1,0 +1,158 @@
+"""A pipeline file: which components, with which settings. All that can stand in it:
+
+    [retriever]
+    name = "clip"
+    [memory]
+    name = "faiss"
+    path = "./memory"                   # a path is relative to the file that it stands in
+    [sampler]                           # left out: diverse
+    name = "diverse"
+    threshold = 0.9
+    [generator]                         # left out: a pipeline that only searches
+    name = "cm3"
+    checkpoint = "./checkpoint"
+    token = { env = "MY_TOKEN" }        # a secret, read from the environment
+
+A mapping with the same tables does as well.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from .errors import ConfigError, RACM3Error, nearest
+from .hookspecs import INTERFACES
+from .registry import registry
+from .settings import Secret
+
+TABLES = tuple(INTERFACES)
+DEFAULTS: Mapping[str, Mapping[str, Any]] = {"sampler": {"name": "diverse"}}
+REQUIRED = ("retriever", "memory")
+
+
+@dataclass(frozen=True)
+class ComponentConfig:
+    """One table: a component's name, and its settings as they were given, with paths and secrets resolved."""
+
+    interface: type
+    name: str
+    settings: Mapping[str, Any]
+
+    def create(self) -> Any:
+        """Make the component."""
+        return registry().create(self.interface, self.name, self.settings)
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """A checked pipeline: every component is installed, and its settings fit."""
+
+    retriever: ComponentConfig
+    memory: ComponentConfig
+    sampler: ComponentConfig
+    generator: ComponentConfig | None = None
+
+
+def load_config(
+    source: str | Path | Mapping[str, Any], *, overrides: Mapping[str, Mapping[str, Any] | None] | None = None
+) -> PipelineConfig:
+    """Read and check a pipeline file, or a mapping with the same tables.
+
+    overrides: settings that win over those of the source, by table; a table with another `name` replaces the source's,
+    None leaves it out. Relative paths belong to the file's folder; in mappings and overrides, to the current folder.
+
+    >>> tables = {"retriever": {"name": "clip"}, "memory": {"name": "faiss", "path": "./memory"}}
+    >>> load_config(tables).memory.settings["path"].is_absolute()
+    True
+    """
+    try:
+        if isinstance(source, Mapping):
+            return _checked(source, overrides or {}, Path.cwd())
+        path = Path(source).expanduser()
+        return _checked(_read(path), overrides or {}, path.resolve().parent)
+    except RACM3Error as error:
+        if isinstance(source, Mapping) or str(source) in error.message:
+            raise
+        raise type(error)(f"{source}: {error.message}", error.hint) from error.__cause__
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except FileNotFoundError:
+        raise ConfigError(f"There is no pipeline file {path}.", "Is the path right?") from None
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _checked(
+    tables: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any] | None], folder: Path
+) -> PipelineConfig:
+    for given in (tables, overrides):
+        for table, content in given.items():
+            if table not in TABLES:
+                raise ConfigError(f"No table {table!r}. Tables: {', '.join(TABLES)}.", nearest(str(table), TABLES))
+            if not isinstance(content, Mapping) and not (given is overrides and content is None):
+                raise ConfigError(f"{table} = {content!r} is not a table.", f'Write [{table}] with name = "..." in it.')
+    made: dict[str, ComponentConfig] = {}
+    for table in TABLES:
+        own, over = tables.get(table, DEFAULTS.get(table)), overrides.get(table, {})
+        if over is None:
+            own, over = DEFAULTS.get(table), {}
+        if own is not None and "name" in over and over["name"] != own.get("name"):
+            own = {}
+        if own is not None or over:
+            made[table] = _component(table, own or {}, over, folder)
+    for table in REQUIRED:
+        if table not in made:
+            raise ConfigError(f"The table [{table}] is missing.", f'Write [{table}] with name = "..." in it.')
+    return PipelineConfig(**made)
+
+
+def _component(table: str, own: Mapping[str, Any], over: Mapping[str, Any], folder: Path) -> ComponentConfig:
+    interface = INTERFACES[table]
+    name = over.get("name", own.get("name"))
+    if not isinstance(name, str):
+        known = ", ".join(registry().names(interface))
+        raise ConfigError(f"The table [{table}] needs a name, a str. Installed: {known}.")
+    fields = registry().settings_model(registry().component(interface, name)).model_fields
+    settings: dict[str, Any] = {}
+    for given, base in ((own, folder), (over, Path.cwd())):
+        for key, value in given.items():
+            if key == "name":
+                continue
+            value = _secret(value, f"{table}.{key}")
+            annotation = fields[key].annotation if key in fields else None
+            settings[key] = _rooted(value, annotation, base)
+    registry().validate(interface, name, settings)
+    return ComponentConfig(interface, name, settings)
+
+
+def _secret(value: Any, where: str) -> Any:
+    """The value of `{ env = "VAR" }`; anything else as it is."""
+    if not isinstance(value, Mapping) or set(value) != {"env"}:
+        return value
+    variable = value["env"]
+    if not isinstance(variable, str) or variable not in os.environ:
+        raise ConfigError(f"{where}: the environment variable {variable!r} is not set.", f"export {variable}=...")
+    return Secret(os.environ[variable])
+
+
+def _rooted(value: Any, annotation: Any, folder: Path) -> Any:
+    """A setting annotated `Path` as an absolute path. One that may also be a plain str (a model's name, say) counts as
+    a path if it starts like one, or if the file is there."""
+    types = {annotation, *get_args(annotation)}
+    if Path not in types or not isinstance(value, (str, Path)) or isinstance(value, Secret):
+        return value
+    path = folder / Path(value).expanduser()
+    if str in types and isinstance(value, str) and not value.startswith((".", "~", "/")) and not path.exists():
+        return value
+    return path
