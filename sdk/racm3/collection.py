@@ -1,0 +1,163 @@
+"""The user's own documents: a folder of pictures, with captions beside them or in one JSONL file.
+
+    kite.png  kite.txt                                   a picture and its caption
+    captions.jsonl: {"image": "kite.png", "text": "a red kite", "metadata": {"year": 2021}}
+
+A bad sample is reported and passed over, so that one broken file does not cost the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from .document import Document, Image, Part
+from .errors import ConfigError, InvalidDocument, RACM3Error, nearest
+from .interfaces import Progress
+
+logger = logging.getLogger(__name__)
+
+OnSkip: TypeAlias = Callable[[str, Exception], None]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
+KEYS = ("image", "text", "id", "metadata")
+
+
+def read_folder(
+    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None
+) -> Iterator[Document]:
+    """The documents of a folder, one by one, each picture decoded and checked.
+
+    Pictures (PNG, JPEG, WebP, GIF, BMP; in folders below too) with their captions from .txt files of the same name; one
+    without a caption is a picture alone. A folder with captions.jsonl, or with any one .jsonl file, is read by that file
+    instead; its lines have the keys image and text (one of them may be missing), id and metadata.
+
+    The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
+    picture gets "#2", "#3" ... . on_skip: called with the path (or file:line) and the error of each bad sample.
+    progress: called with the number read, the number in all, and the path. Raises `ConfigError` if there is no folder.
+
+    >>> import tempfile
+    >>> folder = Path(tempfile.mkdtemp())
+    >>> _ = (folder / "bogus.png").write_bytes(b"no picture")
+    >>> list(read_folder(folder, on_skip=lambda path, error: print("bad:", path)))
+    bad: bogus.png
+    []
+    """
+    root = Path(path).expanduser()
+    if not root.is_dir():
+        raise ConfigError(f"There is no folder {root}.", "Give a folder of pictures.")
+    listing = _jsonl(root)
+    return _read(root, _lines(root, listing) if listing else _pictures(root), on_skip or _log, progress)
+
+
+# Where a sample stands, and how to read it.
+_Sample: TypeAlias = tuple[str, Callable[[], Document]]
+
+
+def _read(root: Path, samples: list[_Sample], on_skip: OnSkip, progress: Progress | None) -> Iterator[Document]:
+    seen: Counter[str] = Counter()
+    for done, (where, read) in enumerate(samples, start=1):
+        try:
+            document = read()
+        except (RACM3Error, OSError, ValueError, RecursionError) as error:
+            on_skip(where, error)
+        else:
+            seen[document.id] += 1
+            if document.metadata.get("path") == document.id and seen[document.id] > 1:
+                document = document.replace(id=f"{document.id}#{seen[document.id]}")
+            yield document
+        if progress is not None:
+            progress(done, len(samples), where)
+
+
+def _jsonl(root: Path) -> Path | None:
+    files = sorted(file for file in root.glob("*.jsonl") if file.is_file() and not file.name.startswith("."))
+    named = root / "captions.jsonl"
+    if named in files:
+        return named
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ConfigError(f"{root} holds several JSONL files: {names}.", "Name the one to read captions.jsonl.")
+    return files[0] if files else None
+
+
+def _pictures(root: Path) -> list[_Sample]:
+    names = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    shown = sorted(name.as_posix() for name in names if not any(step.startswith(".") for step in name.parts))
+    return [(name, lambda name=name: _captioned(root, name)) for name in shown]  # type: ignore[misc]
+
+
+def _captioned(root: Path, name: str) -> Document:
+    image, path = _image(root, name)
+    caption = (root / name).with_suffix(".txt")
+    text = ""
+    if caption.is_file():
+        try:
+            text = _inside(root, caption.relative_to(root).as_posix())[0].read_text(encoding="utf-8-sig").strip()
+        except UnicodeDecodeError as error:
+            raise InvalidDocument(f"{caption} is not UTF-8 text: {error.reason}.") from error
+    return Document([text, image] if text else [image], id=path, metadata={"path": path})
+
+
+def _lines(root: Path, listing: Path) -> list[_Sample]:
+    try:
+        lines = listing.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except OSError as error:
+        raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.") from error
+    return [
+        (f"{listing.name}:{number}", lambda line=line: _from_line(root, line))  # type: ignore[misc]
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+
+
+def _from_line(root: Path, line: str) -> Document:
+    try:
+        line.encode("utf-8")
+        entry: Any = json.loads(line)
+    except UnicodeEncodeError as error:
+        raise InvalidDocument("The line is not UTF-8 text.") from error
+    except json.JSONDecodeError as error:
+        raise InvalidDocument(f"The line is not valid JSON: {error}.") from error
+    if not isinstance(entry, dict):
+        raise InvalidDocument(f"The line holds {type(entry).__name__}, not an object with the keys {', '.join(KEYS)}.")
+    for key in entry:
+        if key not in KEYS:
+            raise InvalidDocument(f"Unknown key {key!r}. Keys: {', '.join(KEYS)}.", nearest(key, KEYS))
+    text, name, metadata = entry.get("text") or "", entry.get("image"), entry.get("metadata") or {}
+    if not isinstance(text, str) or not (name is None or isinstance(name, str)) or not isinstance(metadata, dict):
+        raise InvalidDocument("image and text are strings, and metadata is an object.")
+    if not text and name is None:
+        raise InvalidDocument("The line has neither an image nor a text.")
+    if name is None:
+        return Document([text], id=entry.get("id"), metadata=metadata)
+    image, path = _image(root, name)
+    identity = entry.get("id")
+    parts: list[Part | str] = [text, image] if text else [image]
+    return Document(parts, id=path if identity is None else identity, metadata={**metadata, "path": path})
+
+
+def _image(root: Path, name: str) -> tuple[Image, str]:
+    """A picture of the folder, decoded now, so that a truncated one is found out here; and its path in the folder."""
+    path, relative = _inside(root, name)
+    image = Image(path)
+    _ = image.picture
+    return image, relative
+
+
+def _inside(root: Path, name: str) -> tuple[Path, str]:
+    """A path in the folder. Links are followed first: a collection from elsewhere must not read what is beside it."""
+    base = root.resolve()
+    path = (base / name).resolve()
+    if not path.is_relative_to(base):
+        raise InvalidDocument(f"{name!r} leads out of the folder.", "Copy the file into the folder.")
+    return path, Path(os.path.relpath(base / name, base)).as_posix()
+
+
+def _log(where: str, error: Exception) -> None:
+    logger.warning("%s is passed over: %s", where, error)

@@ -1,0 +1,166 @@
+"""Generation: an answer, and all that is needed to say where it came from and to get it again."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .document import Blank, Document, Image, Part, Text
+from .interfaces import Hit, Output, Skip
+
+
+@dataclass(frozen=True, repr=False)
+class Generation:
+    """What a pipeline made of a prompt, and what it was grounded on.
+
+    outputs: all samples. hits: the documents that the generator saw, most relevant first (score None: given by hand).
+    skipped: candidates that the sampler passed over, with the reason. seconds: by stage, "retrieve", "sample" and
+    "generate"; prompts that were answered together share them evenly. fingerprints: of "retriever" and "generator".
+
+    >>> from racm3 import Blank, Document
+    >>> from racm3.interfaces import Output
+    >>> made = Generation(Document(["a cat", Blank("text")]), [Output(Document(["a cat", "It sleeps."]), -4.2, 3)], seed=1)
+    >>> made.text, made.log_probability
+    ('It sleeps.', -4.2)
+    """
+
+    prompt: Document
+    outputs: list[Output]
+    hits: list[Hit] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+    seed: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    fingerprints: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def document(self) -> Document:
+        """The first sample: the prompt with its blanks filled."""
+        return self.outputs[0].document
+
+    @property
+    def log_probability(self) -> float:
+        """Of what was filled in, in nats; of the first sample."""
+        return self.outputs[0].log_probability
+
+    @property
+    def filled(self) -> list[Part]:
+        """What stands in the first sample where the prompt had blanks."""
+        return filled_parts(self.prompt, self.document)
+
+    @property
+    def image(self) -> Image | None:
+        """The first picture that was made."""
+        return next((part for part in self.filled if isinstance(part, Image)), None)
+
+    @property
+    def text(self) -> str | None:
+        """The text that was written; None where there was no blank for text."""
+        texts = [part.text for part in self.filled if isinstance(part, Text)]
+        return " ".join(texts) if texts else None
+
+    def to_json(self, *, images: bool = False) -> dict[str, Any]:
+        """All of it as plain values for `json.dumps`. images: pictures as base64, not only their hashes."""
+        return {
+            "prompt": document_to_json(self.prompt, images=images),
+            "outputs": [
+                {
+                    "document": document_to_json(output.document, images=images),
+                    "filled": parts_to_json(filled_parts(self.prompt, output.document), images=images),
+                    "log_probability": _finite(output.log_probability),
+                    "tokens": output.tokens,
+                }
+                for output in self.outputs
+            ],
+            "hits": [hit_to_json(hit, images=images) for hit in self.hits],
+            "skipped": [
+                {
+                    "id": skip.hit.id,
+                    "score": _finite(skip.hit.score),
+                    "reason": skip.reason,
+                    "because_of": skip.because_of,
+                }
+                for skip in self.skipped
+            ],
+            "seed": self.seed,
+            "log_probability": _finite(self.log_probability),
+            "seconds": dict(self.seconds),
+            "fingerprints": dict(self.fingerprints),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"Generation({len(self.outputs)} of {self.prompt!r}, grounded on {len(self.hits)}, "
+            f"log_probability={self.log_probability:.2f}, seed={self.seed})"
+        )
+
+    def _repr_html_(self) -> str:
+        def row(label: str, documents: Iterable[tuple[str, Document]]) -> str:
+            cells = "".join(
+                f"<td>{document._repr_html_()}<small>{html.escape(note)}</small></td>" for note, document in documents
+            )
+            return f"<tr><th>{label}</th>{cells}</tr>"
+
+        hits = [("by hand" if hit.score is None else f"{hit.score:.3f}", hit.document) for hit in self.hits]
+        outputs = [(f"log p = {output.log_probability:.2f}", output.document) for output in self.outputs]
+        return (
+            "<table>"
+            + row("prompt", [("", self.prompt)])
+            + (row("grounded on", hits) if hits else "")
+            + row("answer", outputs)
+            + f"</table><small>seed {self.seed}</small>"
+        )
+
+
+def filled_parts(prompt: Document, document: Document) -> list[Part]:
+    """The parts of a filled prompt that stand where the prompt had blanks."""
+    pairs = zip(prompt.parts, document.parts, strict=True)
+    return [part for asked, part in pairs if isinstance(asked, Blank)]
+
+
+def document_to_json(document: Document, *, images: bool = False) -> dict[str, Any]:
+    """A document as plain values. images: pictures as base64, not only their hashes."""
+    return {
+        "id": document.id,
+        "parts": parts_to_json(document.parts, images=images),
+        "metadata": {
+            key: list(value) if isinstance(value, tuple) else value for key, value in document.metadata.items()
+        },
+    }
+
+
+def parts_to_json(parts: Iterable[Part], *, images: bool = False) -> list[dict[str, Any]]:
+    """Parts of a document as plain values: {"text": ...}, {"image": {...}} or {"blank": ...}."""
+    made: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, Text):
+            made.append({"text": part.text})
+        elif isinstance(part, Blank):
+            made.append({"blank": part.modality})
+        else:
+            image = {"content_hash": part.content_hash}
+            if images:
+                image |= {"media_type": _media_type(part), "base64": base64.b64encode(part.data).decode("ascii")}
+            made.append({"image": image})
+    return made
+
+
+def hit_to_json(hit: Hit, *, images: bool = False) -> dict[str, Any]:
+    """A hit as plain values: the document, with its score."""
+    return {"score": _finite(hit.score), **document_to_json(hit.document, images=images)}
+
+
+def _media_type(image: Image) -> str:
+    import PIL.Image
+
+    with PIL.Image.open(io.BytesIO(image.data)) as opened:
+        return PIL.Image.MIME.get(opened.format or "", "application/octet-stream")
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no infinities."""
+    return float(value) if value is not None and math.isfinite(value) else None
