@@ -1,0 +1,55 @@
+"""racm3 caption: describe a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import output
+from .generate import tell_grounds
+from .options import (
+    ConfigOption,
+    DocumentsOption,
+    JsonOption,
+    MemoryOption,
+    PresetOption,
+    SamplesOption,
+    SeedOption,
+    TemperatureOption,
+    TopPOption,
+    WhereOption,
+    open_pipeline,
+    parse_where,
+)
+
+
+def caption(
+    image: Annotated[Path, typer.Argument(metavar="IMAGE_FILE", help="The picture to describe.")],
+    n: SamplesOption = 1,
+    seed: SeedOption = None,
+    k: DocumentsOption = 2,
+    where: WhereOption = None,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    memory: MemoryOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Describe a picture in words, grounded on documents from the memory."""
+    from ..document import Image
+    from ..generation import filled_parts
+
+    picture, wanted = Image(image), parse_where(where)
+    _ = picture.picture  # a broken file is found out before any weights are loaded
+    with open_pipeline(config, preset, memory) as pipeline, output.working("Looking"):
+        options = {"temperature": temperature, "top_p": top_p}
+        generation = pipeline.caption(picture, k=k, where=wanted, n=n, seed=seed, options=options)
+    if as_json:
+        output.print_json(generation.to_json())
+        return
+    for sample in generation.outputs:
+        typer.echo(" ".join(getattr(part, "text", "") for part in filled_parts(generation.prompt, sample.document)))
+    tell_grounds(generation)
