@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+
 from racm3.cli import main
 
 COLOURS = {"kite": "red", "whale": "grey", "fox": "orange"}

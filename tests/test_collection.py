@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+
 from racm3 import read_folder
 from racm3.errors import ConfigError, InvalidDocument, InvalidImage
 

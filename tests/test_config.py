@@ -6,6 +6,7 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
 from racm3 import MemoryStore
 from racm3.config import load_config
 from racm3.errors import ConfigError, PluginNotFound

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+
 from racm3 import Blank, Document, Image, Text
 from racm3.errors import InvalidDocument, InvalidImage, ModalityError
 

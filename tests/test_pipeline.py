@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+
 from racm3 import Blank, Component, Document, Generation, Hit, Image, Options, Pipeline, hookimpl
 from racm3.errors import (
     ConfigError,

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+
 from racm3 import Component, Document, Generator, MemoryStore, Preset, Retriever, Sampler, hookimpl, hookspecs
 from racm3.discovery import HOOKS, PluginInfo, PluginWarning
 from racm3.errors import ConfigError, PluginConflict, PluginError, PluginIncompatible, PluginLoadFailed, PluginNotFound

@@ -6,6 +6,7 @@ import threading
 
 import numpy as np
 import pytest
+
 from racm3.document import Blank, Document, Image
 from racm3.errors import (
     DimensionMismatch,

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from racm3.document import Document, Image
 from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryLocked, MemoryStoreError
 from racm3.interfaces import Encoder

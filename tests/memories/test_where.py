@@ -6,6 +6,7 @@ import random
 
 import numpy as np
 import pytest
+
 from racm3.document import Document
 from racm3.errors import FilterError
 from racm3.interfaces import Encoder

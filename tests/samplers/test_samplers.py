@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from racm3.document import Blank, Document, Image
 from racm3.errors import ConfigError
 from racm3.interfaces import Hit, Query

@@ -1,0 +1,53 @@
+"""The example scripts: short, and run as they stand."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+SCRIPTS = sorted(EXAMPLES.glob("[0-9]*.py"))
+
+
+def run(script: str, *arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLES / script), *arguments], cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_an_example_is_short(script: Path) -> None:
+    assert len(script.read_text().splitlines()) < 40
+
+
+@pytest.mark.slow
+def test_quickstart_finds_draws_and_captions(tmp_path: Path) -> None:
+    from PIL import Image
+
+    said = run("01_quickstart.py", "--out", "drawing.png", cwd=tmp_path)
+    assert Image.open(tmp_path / "drawing.png").size == (256, 256)
+    found, drawn, captioned = said.split("\n\n")
+    assert len(found.splitlines()) == 3
+    assert "flag: Kazakhstan" in drawn.splitlines()[1]
+    assert captioned.startswith("Its caption: ")
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_is_indexed_and_searched(tmp_path: Path) -> None:
+    said = run("02_your_own_pictures.py", cwd=tmp_path).splitlines()
+    assert said[0].startswith("3 documents, 1 skipped") and "broken.png" in said[0]
+    assert said[1].endswith("blue.png  a blue square")
+
+
+@pytest.mark.slow
+def test_parts_put_together_by_hand(tmp_path: Path) -> None:
+    said = run("03_by_hand.py", cwd=tmp_path).splitlines()
+    assert int(said[0].split()[0]) > 100
+    assert said[1].startswith("drawn after: [('flag:")
