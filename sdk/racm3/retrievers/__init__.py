@@ -1,0 +1,1 @@
+"""Retrievers: documents and queries to unit vectors of one space."""

@@ -1,0 +1,1 @@
+"""Training: the three stages (image tokenizer, retriever, generator) on one loop."""

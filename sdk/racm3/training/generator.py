@@ -1,0 +1,268 @@
+"""Stage three: the generator, trained with retrieved documents before each document (paper sections 3.2 and 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from tokenizers import Tokenizer
+
+from ..errors import ConfigError
+from ..generators.cm3.document_format import DocumentFormat, TokenPart, TokenSequence
+from ..generators.cm3.image_tokenizer import ImageTokenizer
+from ..generators.cm3.masking import MaskingSettings, draw_spans
+from ..generators.cm3.model import Checkpoint, build_model, size_named
+from ..generators.cm3.vocabulary import Vocabulary
+from ..interfaces import Progress
+from .data import VARIANTS, TrainingSet, generator_at, variant
+from .neighbours import Neighbours
+from .objective import WeightedSequence, weighted_loss, weighted_sequence
+from .recipe import read_table
+from .trainer import Stage, TrainerSettings, train
+
+
+class GeneratorModelSettings(BaseModel):
+    """The `[model]` table of a generator recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: str = Field("tiny", description="tiny, small, 125m, 350m, 760m, 2.7b or 7b")
+    dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
+    document_stride: int = Field(128, description="positions from the start of a document to that of the next")
+    image_offset: int = Field(32, description="position of the first image token in its document")
+    max_positions: int = 4096
+    tie_embeddings: bool = False
+    codebook_embeddings: bool = Field(True, description="start the image embeddings from the image tokenizer's codebook")
+    weight_format: str = "bfloat16"
+
+
+class ObjectiveSettings(BaseModel):
+    """The `[objective]` table, with the method's defaults."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    alpha: float = Field(0.1, ge=0, description="weight of the retrieved documents' tokens")
+    k: tuple[int, ...] = Field((0, 1, 2), description="numbers of retrieved documents, in equal shares")
+    batch_size: int = Field(32, ge=1, description="documents in a micro-batch")
+    variants: float = Field(0.0, ge=0, le=1, description="share of samples with one variant on all their pictures")
+    copies: tuple[float, float] = Field(
+        (0.0, 0.0), description="share of samples with the document itself among the retrieved: at the start, at the end"
+    )
+    corruption: float = Field(
+        0.0, ge=0, lt=1, description="share of x's image tokens that the model is shown wrongly (not the ones it predicts)"
+    )
+    pad_to: int = Field(32, ge=1, description="sequence lengths are padded to a multiple of this")
+
+
+@dataclass(frozen=True)
+class PreparedDocuments:
+    """Documents as tokens. images: [n, variants, tokens], codes; texts: text ids; neighbours: see there.
+
+    entities: for each training entity, the rows that show it. held_out: rows that are never trained on.
+    """
+
+    images: np.ndarray
+    texts: list[list[int]]
+    entities: list[np.ndarray]
+    held_out: np.ndarray
+    neighbours: Neighbours | None = None
+
+    def parts(self, row: int, number: int = 0) -> list[TokenPart]:
+        """The caption and the picture of a row, in a variant."""
+        return [TokenPart("text", self.texts[row]), TokenPart("image", self.images[row, number])]
+
+
+def prepare_documents(
+    data: TrainingSet,
+    held_out: np.ndarray,
+    text_tokenizer: Tokenizer,
+    image_tokenizer: ImageTokenizer,
+    neighbours: Neighbours | None = None,
+    *,
+    variants: int = VARIANTS,
+    progress: Progress | None = None,
+) -> PreparedDocuments:
+    """Tokens of all documents, their pictures in so many variants. held_out: rows that are not to be trained on."""
+    images = np.empty((len(data), variants, image_tokenizer.tokens), np.int32)
+    for number in range(variants):
+        for start in range(0, len(data), 2048):
+            pixels = np.ascontiguousarray(variant(data.pixels[start : start + 2048], number))
+            images[start : start + 2048, number] = image_tokenizer.encode(pixels)
+        if progress is not None:
+            progress(number + 1, variants, "image tokens")
+    texts = [encoding.ids for encoding in text_tokenizer.encode_batch(list(data.texts))]
+    training = [rows[~np.isin(rows, held_out)] for rows in data.rows_by_entity()]
+    return PreparedDocuments(images, texts, [rows for rows in training if len(rows)], held_out, neighbours)
+
+
+class GeneratorStage(Stage):
+    """Trains a Llama on documents behind retrieved documents."""
+
+    def __init__(
+        self,
+        model: GeneratorModelSettings,
+        objective: ObjectiveSettings,
+        masking: MaskingSettings,
+        trainer: TrainerSettings,
+        data: PreparedDocuments,
+        text_tokenizer: Tokenizer,
+        image_tokenizer: ImageTokenizer,
+    ) -> None:
+        if max(objective.k) > 0 and data.neighbours is None:
+            raise ConfigError("Training with k > 0 needs neighbours.", "Prepare them, or set k = [0].")
+        self.settings, self.objective, self.masking, self.trainer = model, objective, masking, trainer
+        self.data = data
+        self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
+        vocabulary = Vocabulary(text_tokenizer.get_vocab_size(), image_tokenizer.codes)
+        self.format = DocumentFormat(vocabulary, model.document_stride, model.image_offset)
+
+    def build(self) -> torch.nn.Module:
+        settings, vocabulary = self.settings, self.format.vocabulary
+        model: Any = build_model(
+            size_named(settings.size), vocabulary, max_positions=settings.max_positions, dropout=settings.dropout,
+            tie_embeddings=settings.tie_embeddings,
+        )  # fmt: skip
+        if settings.codebook_embeddings:
+            # Codes that look alike start alike: a random projection keeps the codebook's distances.
+            codebook = self.image_tokenizer.codebook.float().cpu()
+            codebook = (codebook - codebook.mean(0)) / codebook.std()
+            width = model.config.hidden_size
+            projection = torch.randn(codebook.shape[1], width) * codebook.shape[1] ** -0.5
+            with torch.no_grad():
+                spread = model.get_input_embeddings().weight.std()
+                model.get_input_embeddings().weight[vocabulary.first_image :] = codebook @ projection * spread
+        return model
+
+    # --- batches ------------------------------------------------------------------------------------------------
+
+    def batch(self, step: int, micro: int) -> dict[str, torch.Tensor]:
+        """Entities drawn uniformly, a document of each, and K of its neighbours; K is the same in a micro-batch and
+        takes its values in turn over the micro-batches of a step."""
+        k = self.objective.k[(step * self.trainer.accumulation + micro) % len(self.objective.k)]
+        rng = generator_at(self.trainer.seed, step, micro)
+        picked = rng.integers(len(self.data.entities), size=self.objective.batch_size)
+        samples = [self.sample(int(rng.choice(self.data.entities[entity])), k, step, rng) for entity in picked]
+        batch = collate(samples, self.format.vocabulary.control("<pad>"), self.objective.pad_to)
+        if self.objective.corruption:
+            # Against memorising, which dropout would serve too, had the CPU's fast attention any: what it has drawn so
+            # far is less to be trusted than the documents.
+            ids, first_image = batch["ids"].numpy(), self.format.vocabulary.first_image
+            wrong = (rng.random(ids.shape) < self.objective.corruption) & batch["main"].numpy() & (ids >= first_image)
+            others = rng.integers(first_image, self.format.vocabulary.size, size=ids.shape)
+            batch["inputs"] = torch.from_numpy(np.where(wrong, others, ids))
+        return batch
+
+    def sample(self, row: int, k: int, step: int, rng: np.random.Generator) -> WeightedSequence:
+        """One training sequence: the document of a row behind k documents, the nearest of them last."""
+        number = int(rng.integers(1, self.data.images.shape[1])) if rng.random() < self.objective.variants else 0
+        context = self._context_rows(row, k, rng) if k else []
+        first, last = self.objective.copies
+        if context and rng.random() < first + (last - first) * step / self.trainer.steps:
+            context[int(rng.integers(len(context)))] = row
+        return self._sequence(row, context, number, rng)
+
+    def _context_rows(self, row: int, k: int, rng: np.random.Generator) -> list[int]:
+        assert self.data.neighbours is not None
+        _, forms, draws, _ = self.data.neighbours.rows.shape
+        chosen = self.data.neighbours.rows[row, rng.integers(forms), rng.integers(draws), :k]
+        return [int(r) for r in chosen[::-1] if r >= 0]
+
+    def _sequence(
+        self, row: int, context: list[int], number: int, rng: np.random.Generator | None
+    ) -> WeightedSequence:
+        """rng None: nothing is masked."""
+        written: list[TokenSequence] = []
+        for other in context:
+            slot = self.format.slot_after(written[-1]) if written else 0
+            written.append(self.format.write(self.data.parts(other, number), slot=slot))
+        parts = self.data.parts(row, number)
+        spans = draw_spans(parts, self.masking, rng) if rng is not None else []
+        own = self.format.write(parts, slot=self.format.slot_after(written[-1]) if written else 0, spans=spans)
+        return weighted_sequence(written, own, self.format.vocabulary, self.objective.alpha)
+
+    # --- loss and figures ---------------------------------------------------------------------------------------
+
+    def loss(
+        self, model: torch.nn.Module, batch: dict[str, torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        inputs = batch.get("inputs", batch["ids"])
+        # The mask is all ones, as padding stands last and weighs nothing. Without one, transformers would take the gaps
+        # between positions for borders of packed sequences, and hide the documents.
+        logits = model(
+            input_ids=inputs, position_ids=batch["positions"], attention_mask=torch.ones_like(inputs)
+        ).logits
+        loss, figures = weighted_loss(logits, batch["ids"], batch["weights"], batch["main"])
+        return loss, {**figures}
+
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Nats per image token of held-out pictures, given their captions, for each K of training."""
+        figures = {}
+        for k in self.objective.k:
+            rng = np.random.default_rng(0)
+            losses = []
+            for start in range(0, len(self.data.held_out), 64):
+                samples = [
+                    self._sequence(row, self._context_rows(row, k, rng) if k else [], 0, None)
+                    for row in self.data.held_out[start : start + 64].tolist()
+                ]
+                batch = collate(samples, self.format.vocabulary.control("<pad>"), self.objective.pad_to)
+                losses.append(image_token_losses(model, batch, self.format.vocabulary))
+            figures[f"held_out_k{k}"] = float(np.concatenate(losses).mean())
+        return figures
+
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        model = model.to(getattr(torch, self.settings.weight_format))
+        Checkpoint(model, self.text_tokenizer, self.image_tokenizer, self.format).save(folder)
+
+
+def collate(samples: list[WeightedSequence], pad: int, multiple: int) -> dict[str, torch.Tensor]:
+    """Sequences side by side, padded on the right: ids, positions, weights and main, each [B, T]."""
+    longest = -(-max(len(s.ids) for s in samples) // multiple) * multiple
+    shape = (len(samples), longest)
+    ids, positions = np.full(shape, pad, np.int64), np.zeros(shape, np.int64)
+    weights, main = np.zeros(shape, np.float32), np.zeros(shape, bool)
+    for i, s in enumerate(samples):
+        n = len(s.ids)
+        ids[i, :n], positions[i, :n], weights[i, :n], main[i, :n] = s.ids, s.positions, s.weights, s.main
+    arrays = {"ids": ids, "positions": positions, "weights": weights, "main": main}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def image_token_losses(
+    model: torch.nn.Module, batch: dict[str, torch.Tensor], vocabulary: Vocabulary
+) -> np.ndarray:
+    """Mean loss, in nats per image token of x, of each sequence of a batch: [B]. Only image tokens compete."""
+    device = next(model.parameters()).device
+    batch = {name: value.to(device) for name, value in batch.items()}
+    logits = model(
+        input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=torch.ones_like(batch["ids"])
+    ).logits[:, :-1, vocabulary.first_image :]
+    wanted = batch["ids"][:, 1:] - vocabulary.first_image
+    counted = (wanted >= 0) & batch["main"][:, 1:]
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), wanted.clamp_min(0).flatten(), reduction="none"
+    ).view(wanted.shape)
+    return ((losses * counted).sum(1) / counted.sum(1)).cpu().numpy()
+
+
+def train_generator(
+    recipe: Mapping[str, Any],
+    data: PreparedDocuments,
+    text_tokenizer: Tokenizer,
+    image_tokenizer: ImageTokenizer,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Train from a recipe (tables model, objective, masking, trainer), in `folder`; the result is `folder/model`."""
+    trainer = read_table(TrainerSettings, recipe, "trainer")
+    stage = GeneratorStage(
+        read_table(GeneratorModelSettings, recipe, "model"), read_table(ObjectiveSettings, recipe, "objective"),
+        read_table(MaskingSettings, recipe, "masking"), trainer, data, text_tokenizer, image_tokenizer,
+    )  # fmt: skip
+    return train(stage, trainer, folder, progress=progress)

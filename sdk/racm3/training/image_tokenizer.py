@@ -1,0 +1,167 @@
+"""Stage one: the image tokenizer, a vector-quantised autoencoder (paper section 3.2; VQGAN, arXiv 2012.09841).
+
+The codebook is an exponential moving average of what falls to each code, and codes that nothing falls to are started
+again from a latent of the batch at hand; the first steps run without quantisation, so that the codebook starts among
+latents that already mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import VQModel
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
+from .data import TrainingSet, generator_at, variant
+from .recipe import read_table
+from .trainer import Progress, Stage, TrainerSettings, train
+
+
+class ImageTokenizerSettings(BaseModel):
+    """The `[model]` table of an image-tokenizer recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    size: int = Field(64, description="side of a picture in pixels")
+    channels: tuple[int, ...] = Field((16, 32, 96, 128), description="width per resolution; each but the last halves it")
+    layers: int = 1
+    norm_groups: int = 8
+    codes: int = Field(1024, description="size of the codebook")
+    code_width: int = 16
+    batch_size: int = 32
+    commitment: float = Field(0.25, description="weight of the pull of latents towards their codes")
+    free_steps: int = Field(200, description="first steps without quantisation")
+    decay: float = Field(0.98, description="of the codebook's moving average")
+    restart_below: float = Field(0.03, description="usage, as a share of the uniform one, under which a code restarts")
+    recolour: float = Field(0.5, ge=0, le=1, description="share of pictures in a variant (mirrored, hue moved)")
+    weight_format: str = "float16"
+
+
+class QuantizedAutoencoder(torch.nn.Module):
+    """The `VQModel` together with the moving averages that move its codebook."""
+
+    usage: torch.Tensor
+    sums: torch.Tensor
+
+    def __init__(self, settings: ImageTokenizerSettings) -> None:
+        super().__init__()
+        levels = len(settings.channels)
+        make: Any = VQModel  # diffusers' models are untyped
+        self.vq = make(
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+            block_out_channels=settings.channels, layers_per_block=settings.layers, sample_size=settings.size,
+            latent_channels=settings.code_width, vq_embed_dim=settings.code_width, num_vq_embeddings=settings.codes,
+            norm_num_groups=settings.norm_groups,
+        )  # fmt: skip
+        self.vq.to(memory_format=torch.channels_last)
+        self.vq.quantize.embedding.weight.requires_grad_(False)
+        self.register_buffer("usage", torch.ones(settings.codes))  # [codes]
+        self.register_buffer("sums", torch.zeros(settings.codes, settings.code_width))  # [codes, width]
+
+    def forward(self, images: torch.Tensor, quantise: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Pictures [B, 3, S, S] to reconstruction, commitment loss, latents [B*g*g, width] and ids [B*g*g]."""
+        latents = self.vq.quant_conv(self.vq.encoder(images)).float()  # [B, width, g, g]
+        flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
+        codebook = self.vq.quantize.embedding.weight
+        with torch.no_grad():
+            ids = torch.cdist(flat, codebook).argmin(1)
+        if not quantise:
+            return self._paint(latents), latents.new_zeros(()), flat.detach(), ids
+        chosen = codebook[ids].view(latents.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+        commitment = (latents - chosen).square().mean()
+        # Straight-through: the decoder sees the code, the encoder gets the gradient.
+        return self._paint(latents + (chosen - latents).detach()), commitment, flat.detach(), ids
+
+    def _paint(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.vq.decoder(self.vq.post_quant_conv(latents)).float()
+
+
+class ImageTokenizerStage(Stage):
+    """Trains a `VQModel` on the pictures of a set; held-out figures on another."""
+
+    def __init__(self, settings: ImageTokenizerSettings, data: TrainingSet, held_out: TrainingSet, *, seed: int = 0) -> None:
+        self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
+        self._entities = data.rows_by_entity()
+        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def build(self) -> torch.nn.Module:
+        return QuantizedAutoencoder(self.settings)
+
+    def batch(self, step: int, micro: int) -> dict[str, Any]:
+        """Entities drawn uniformly, then a drawing of each, so that much-varied things do not dominate."""
+        rng = generator_at(self.seed, step, micro)
+        pictures = []
+        for entity in rng.integers(len(self._entities), size=self.settings.batch_size):
+            picture = self.data.pixels[rng.choice(self._entities[entity])]
+            number = int(rng.integers(1, 12)) if rng.random() < self.settings.recolour else 0
+            pictures.append(variant(picture, number))
+        return {"pixels": torch.from_numpy(np.stack(pictures)), "quantise": step >= self.settings.free_steps}
+
+    def loss(
+        self, model: torch.nn.Module, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        images = to_model_range(batch["pixels"]).contiguous(memory_format=torch.channels_last)
+        painted, commitment, latents, ids = model(images, batch["quantise"])
+        self._seen = (latents, ids)
+        error = painted - images
+        squared = error.square().mean()
+        loss = error.abs().mean() + 4 * squared + self.settings.commitment * commitment
+        return loss, {"psnr": psnr(error).mean(), "commitment": commitment.detach(), "codes_used": ids.unique().numel()}
+
+    def after_step(self, model: torch.nn.Module, step: int) -> None:
+        """Move the codebook to the mean of what fell to each code, and restart codes that nothing fell to."""
+        assert isinstance(model, QuantizedAutoencoder) and self._seen is not None
+        latents, ids = self._seen
+        codebook, codes = model.vq.quantize.embedding.weight, self.settings.codes
+        generator = torch.Generator(device="cpu").manual_seed(self.seed * 1_000_003 + step)
+        if step <= self.settings.free_steps:
+            picks = torch.randint(len(latents), (codes,), generator=generator).to(latents.device)
+            codebook.copy_(latents[picks])
+            model.usage.fill_(1.0)
+            model.sums.copy_(codebook)
+            return
+        decay = self.settings.decay
+        counts = torch.bincount(ids, minlength=codes).float()
+        sums = torch.zeros_like(model.sums).index_add_(0, ids, latents)
+        model.usage.mul_(decay).add_(counts, alpha=1 - decay)
+        model.sums.mul_(decay).add_(sums, alpha=1 - decay)
+        codebook.copy_(model.sums / model.usage.clamp_min(1e-5).unsqueeze(1))
+        idle = (model.usage < self.settings.restart_below * len(ids) / codes).nonzero().squeeze(1)
+        if len(idle):
+            picks = torch.randint(len(latents), (len(idle),), generator=generator).to(latents.device)
+            codebook[idle] = latents[picks]
+            model.usage[idle] = len(ids) / codes
+            model.sums[idle] = latents[picks] * (len(ids) / codes)
+
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Mean PSNR in dB of the held-out pictures, and the share of the codebook that they use."""
+        assert isinstance(model, QuantizedAutoencoder)
+        tokenizer = ImageTokenizer(model.vq)
+        pixels = np.asarray(self.held_out.pixels)
+        ids = tokenizer.encode(pixels)
+        error = (tokenizer.decode(ids).astype(np.float32) - pixels) / 127.5
+        figures = psnr(torch.from_numpy(error).permute(0, 3, 1, 2))
+        return {"held_out_psnr": float(figures.mean()), "held_out_codes_used": len(np.unique(ids)) / self.settings.codes}
+
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        assert isinstance(model, QuantizedAutoencoder)
+        model.vq.to(getattr(torch, self.settings.weight_format)).save_pretrained(folder, safe_serialization=True)
+
+
+def psnr(error: torch.Tensor) -> torch.Tensor:
+    """Peak signal-to-noise ratio in dB, [n], of errors [n, 3, h, w] on a scale from -1 to 1."""
+    return 10 * torch.log10(4.0 / error.square().mean(dim=(1, 2, 3)).clamp_min(1e-8))
+
+
+def train_image_tokenizer(
+    recipe: Mapping[str, Any], data: TrainingSet, held_out: TrainingSet, folder: Path, *, progress: Progress | None = None
+) -> dict[str, float]:
+    """Train from a recipe (tables `model` and `trainer`), in `folder`; the result is `folder/model`."""
+    settings = read_table(ImageTokenizerSettings, recipe, "model")
+    trainer = read_table(TrainerSettings, recipe, "trainer")
+    return train(ImageTokenizerStage(settings, data, held_out, seed=trainer.seed), trainer, folder, progress=progress)

@@ -1,0 +1,254 @@
+"""The training loop: one loop for every stage, short enough to read.
+
+A `Stage` brings the model, the batches and the loss; the loop brings everything else: precision, accumulation,
+clipping, schedule, weight averaging, logging, saving and resuming. Batches are a function of the step number, so a
+resumed run sees the same data in the same order as one that was never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from .state import RunState
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("racm3.training")
+
+Progress = Callable[[int, int, str], None]
+
+
+class TrainerSettings(BaseModel):
+    """Settings of the loop, the `[trainer]` table of a recipe."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    steps: int = Field(gt=0, description="optimiser steps")
+    learning_rate: float = Field(gt=0)
+    warmup: int = Field(0, ge=0, description="steps of linear warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    final_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the last step")
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    muon_learning_rate: float = Field(0.02, gt=0, description="learning rate of the hidden matrices under muon")
+    betas: tuple[float, float] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0)
+    clip: float | None = Field(1.0, description="largest gradient norm; none: no clipping")
+    accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu"] = "auto"
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is exported")
+    seed: int = 0
+    log_every: int = Field(20, ge=1)
+    compile: bool = Field(False, description="torch.compile the model: faster where a C++ compiler is at hand")
+    evaluate_every: int = Field(0, ge=0, description="0: only at the end")
+    save_every: int = Field(200, ge=1)
+
+
+class Stage(ABC):
+    """What is trained. `batch` must depend on nothing but its arguments, or resuming is not exact."""
+
+    @abstractmethod
+    def build(self) -> torch.nn.Module:
+        """A new model, its weights drawn from torch's global random state."""
+
+    @abstractmethod
+    def batch(self, step: int, micro: int) -> Any:
+        """Micro-batch number `micro` of optimiser step `step`: tensors in a dict, list or tuple."""
+
+    @abstractmethod
+    def loss(self, model: torch.nn.Module, batch: Any) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+        """The scalar loss of one micro-batch, and figures to log."""
+
+    def after_step(self, model: torch.nn.Module, step: int) -> None:  # noqa: B027 (optional)
+        """Called after every optimiser step, without gradients (a codebook's restart, say)."""
+
+    def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
+        """Figures on held-out data."""
+        return {}
+
+    @abstractmethod
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        """Write the trained model to `folder`, in the format that its users load."""
+
+
+def learning_rate_share(step: int, settings: TrainerSettings) -> float:
+    """The share of the learning rate at a step: linear warm-up, then the schedule down to `final_rate`."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return 1.0
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    fall = done if settings.schedule == "linear" else 0.5 * (1 - math.cos(math.pi * done))
+    return 1.0 - (1.0 - settings.final_rate) * fall
+
+
+def train(
+    stage: Stage, settings: TrainerSettings, folder: str | Path, *, resume: bool = True, progress: Progress | None = None
+) -> dict[str, float]:
+    """Train a stage in `folder` and export the result to `folder/model`.
+
+    Writes `log.jsonl` and `state/` (weights, optimiser, random states), from which a later call with the same folder
+    goes on. Returns the last held-out figures.
+    """
+    import torch
+    from accelerate import Accelerator
+    from accelerate.utils import set_seed
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mixed = "bf16" if settings.precision == "bf16" else "no"
+    accelerator = Accelerator(mixed_precision=mixed, cpu=settings.device == "cpu")
+    set_seed(settings.seed)
+    model = stage.build()
+    optimizers = [accelerator.prepare(o) for o in build_optimizers(model, settings)]
+    model = accelerator.prepare(model)
+    average = WeightAverage(accelerator.unwrap_model(model), settings.ema) if settings.ema else None
+
+    state = RunState(accelerator.unwrap_model(model), optimizers, average)
+    step = state.load(folder / "state") if resume else 0
+    if step:
+        logger.info("resumed at step %d from %s", step, folder)
+
+    runner: Any = model
+    if settings.compile:
+        # A shape per K and padding multiple: all of them may be compiled.
+        torch._dynamo.config.recompile_limit = 64
+        runner = torch.compile(model, dynamic=False)
+
+    model.train()
+    began, steps_of_log = time.perf_counter(), 0
+    seen: dict[str, list[float]] = {}
+    while step < settings.steps:
+        share = learning_rate_share(step, settings)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["base_lr"] * share
+        for micro in range(settings.accumulation):
+            batch = _to_device(stage.batch(step, micro), accelerator.device)
+            with accelerator.autocast():
+                loss, figures = stage.loss(runner, batch)
+            accelerator.backward(loss / settings.accumulation)
+            for name, value in {"loss": loss.detach(), **figures}.items():
+                seen.setdefault(name, []).append(float(value))
+        if settings.clip is not None:
+            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        step += 1
+        steps_of_log += 1
+        with torch.no_grad():
+            stage.after_step(accelerator.unwrap_model(model), step)
+            if average is not None:
+                average.update(accelerator.unwrap_model(model))
+
+        last = step == settings.steps
+        if step % settings.log_every == 0 or last:
+            seconds = (time.perf_counter() - began) / steps_of_log
+            means = {name: sum(values) / len(values) for name, values in seen.items()}
+            _log(folder, step=step, seconds_per_step=round(seconds, 4), **{k: round(v, 5) for k, v in means.items()})
+            if progress is not None:
+                progress(step, settings.steps, " ".join(f"{k} {v:.4g}" for k, v in means.items()))
+            began, steps_of_log, seen = time.perf_counter(), 0, {}
+        if settings.evaluate_every and step % settings.evaluate_every == 0 and not last:
+            _log(folder, step=step, **_evaluate(stage, accelerator.unwrap_model(model), average))
+            began = time.perf_counter()
+        if step % settings.save_every == 0 or last:
+            state.save(folder / "state", step)
+
+    final = accelerator.unwrap_model(model)
+    held_out = _evaluate(stage, final, average)
+    _log(folder, step=step, **held_out)
+    if average is not None:
+        average.copy_to(final)
+    stage.export(final.eval(), folder / "model")
+    return held_out
+
+
+def build_optimizers(model: torch.nn.Module, settings: TrainerSettings) -> list[torch.optim.Optimizer]:
+    """AdamW for everything, or Muon (arXiv 2502.16982) for the hidden matrices and AdamW for the rest."""
+    import torch
+
+    parameters = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+
+    def hidden(name: str, parameter: torch.nn.Parameter) -> bool:
+        return settings.optimizer == "muon" and parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+
+    rest = [p for n, p in parameters if not hidden(n, p)]
+    decayed = [p for p in rest if p.ndim >= 2]
+    plain = [p for p in rest if p.ndim < 2]
+    rate = settings.learning_rate
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=rate,
+            betas=settings.betas,
+        )
+    ]
+    matrices = [p for n, p in parameters if hidden(n, p)]
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(matrices, lr=settings.muon_learning_rate, weight_decay=settings.weight_decay)
+        )
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["base_lr"] = group["lr"]
+    return optimizers
+
+
+class WeightAverage:
+    """An exponential moving average of the weights, saved and resumed with the run."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.weights = {n: p.detach().clone().float() for n, p in model.state_dict().items() if p.is_floating_point()}
+
+    def update(self, model: torch.nn.Module) -> None:
+        self.updates += 1
+        # Early on the average must not be dominated by the random start.
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for name, weight in model.state_dict().items():
+            if name in self.weights:
+                self.weights[name].lerp_(weight.float(), 1 - decay)
+
+    def copy_to(self, model: torch.nn.Module) -> None:
+        model.load_state_dict({n: w.to(model.state_dict()[n].dtype) for n, w in self.weights.items()}, strict=False)
+
+
+def _evaluate(stage: Stage, model: torch.nn.Module, average: WeightAverage | None) -> dict[str, float]:
+    """Held-out figures of the weights that would be exported; the training weights come back afterwards."""
+    import torch
+
+    kept = {n: w.detach().clone() for n, w in model.state_dict().items()} if average is not None else None
+    if average is not None:
+        average.copy_to(model)
+    model.eval()
+    with torch.no_grad():
+        figures = stage.evaluate(model)
+    if kept is not None:
+        model.load_state_dict(kept)
+    model.train()
+    return figures
+
+
+def _to_device(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, dict):
+        return {name: _to_device(value, device) for name, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(_to_device(value, device) for value in batch)
+    return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
+
+
+def _log(folder: Path, **figures: float) -> None:
+    with (folder / "log.jsonl").open("a") as file:
+        file.write(json.dumps(figures) + "\n")
