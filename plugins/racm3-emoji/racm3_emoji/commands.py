@@ -1,0 +1,172 @@
+"""The commands that this plugin adds: `racm3 demo`, and `racm3 emoji build | train | bundle | evaluate`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from racm3.cli import output
+from racm3.errors import ConfigError
+
+RUN = Path("runs/emoji")
+
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+_Run = Annotated[Path, typer.Option("--run", help="Folder of the training run.")]
+_Hardware = Annotated[str, typer.Option("--hardware", help="Recipes: cpu, gpu, or a folder with one's own.")]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to racm3's application."""
+    app.command(epilog="Example: racm3 demo --out ./racm3-demo --seed 7")(demo)
+    emoji = typer.Typer(no_args_is_help=True, help="The emoji world: its data, its models, its figures.")
+    emoji.command(epilog="Example: racm3 emoji build")(build)
+    emoji.command(epilog="Example: racm3 emoji train generator --run runs/emoji")(train)
+    emoji.command(epilog="Example: racm3 emoji bundle --run runs/emoji")(bundle)
+    emoji.command(epilog="Example: racm3 emoji evaluate --vanilla runs/emoji/vanilla/model")(evaluate)
+    app.add_typer(emoji, name="emoji")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures and the page.")] = Path("racm3-demo"),
+    count: Annotated[int, typer.Option(min=1, max=140, help="How many unseen things.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same pictures.")] = 0,
+    json: _Json = False,
+) -> None:
+    """Draw and caption things that the model never saw, with and without looking them up."""
+    began = time.perf_counter()
+    with output.progress("Loading the models") as progress:
+        # Here, and not above: `racm3 --help` must not wait for any of it.
+        from racm3 import Pipeline
+
+        from .demo import compare, write_pictures
+        from .page import render
+
+        with Pipeline.from_preset("emoji") as pipeline:
+            comparisons = compare(pipeline, count, seed, progress)
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                pictures = write_pictures(comparisons, out)
+                page = out / "index.html"
+                page.write_text(render(comparisons, seed=seed, seconds=time.perf_counter() - began), encoding="utf-8")
+            except OSError as error:
+                raise ConfigError(f"Cannot write to {out}: {error.strerror or error}.", "Give another --out.") from error
+    if json:
+        output.print_json(
+            {
+                "page": str(page.resolve()), "pictures": [str(path.resolve()) for path in pictures],
+                "seed": seed, "seconds": round(time.perf_counter() - began, 1),
+                "things": [
+                    {
+                        "prompt": c.truth.texts[0],
+                        "documents": [{"id": hit.id, "text": hit.document.text, "score": hit.score} for hit in c.drawn.hits],
+                        "caption": c.captioned.text, "caption_without": c.captioned_alone.text,
+                    }
+                    for c in comparisons
+                ],
+            }
+        )  # fmt: skip
+        return
+    output.table(
+        ["prompt", "documents that were looked up", "caption with", "caption without"],
+        [
+            [
+                c.truth.texts[0],
+                "; ".join(f"{hit.document.text} ({hit.score:.2f})" for hit in c.drawn.hits if hit.score is not None),
+                c.captioned.text or "", c.captioned_alone.text or "",
+            ]
+            for c in comparisons
+        ],
+    )  # fmt: skip
+    typer.echo(f"\n{len(pictures)} pictures in {out.resolve()}\nOpen {page.resolve()} in a browser.")
+
+
+def build(json: _Json = False) -> None:
+    """Fetch the drawings (npm packages, checked by hash) and prepare the emoji world in the cache folder."""
+    from .world import build as build_world
+
+    with output.progress("The emoji world") as progress:
+        world = build_world(progress=progress)
+    counts = {
+        split: {
+            "entities": len({world.drawings[row].entity for row in world.select(split=split)}),
+            "drawings": len(world.select(split=split)),
+            "base_forms": len(world.select(split=split, base_form=True)),
+        }
+        for split in ("train", "validation", "test")
+    }
+    if json:
+        output.print_json(counts)
+        return
+    output.table(
+        ["split", "entities", "drawings", "base forms"],
+        [[split, *(str(value) for value in row.values())] for split, row in counts.items()],
+    )
+
+
+def train(
+    stages: Annotated[list[str] | None, typer.Argument(help="Stages; all of them, in order, by default.")] = None,
+    run: _Run = RUN,
+    hardware: _Hardware = "cpu",
+    json: _Json = False,
+) -> None:
+    """Train the models from nothing; a stage that was stopped goes on where it was.
+
+    Stages: image-tokenizer, retriever, evaluation-encoder, generator, vanilla.
+    """
+    from .stages import STAGES, Run, recipes_for, train_stage
+    from .world import build as build_world
+
+    chosen = Run(run, recipes_for(hardware), build_world())
+    figures: dict[str, Any] = {}
+    for stage in stages or STAGES:
+        if not stages and (run / stage / "model").is_dir():
+            output.note(f"{stage} is trained already: {run / stage / 'model'}")
+            continue
+        output.note(f"Training {stage} in {run / stage}")
+        with output.progress(stage) as progress:
+            figures[stage] = train_stage(chosen, stage, progress)
+        if not json:
+            typer.echo(f"{stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures[stage].items()))
+    if json:
+        output.print_json(figures)
+
+
+def bundle(run: _Run = RUN, hardware: _Hardware = "cpu", out: Annotated[Path | None, typer.Option()] = None) -> None:
+    """Put a run's models, and a memory made with them, where the preset "emoji" looks (or into --out)."""
+    from .bundle import BUNDLE, assemble
+    from .stages import Run, recipes_for
+    from .world import build as build_world
+
+    with output.progress("Bundle") as progress:
+        assemble(Run(run, recipes_for(hardware), build_world()), out or BUNDLE, progress)
+    size = sum(path.stat().st_size for path in (out or BUNDLE).rglob("*") if path.is_file())
+    typer.echo(f"{size / 1e6:.1f} MB in {out or BUNDLE}")
+
+
+def evaluate(
+    vanilla: Annotated[Path | None, typer.Option(help="A vanilla model to compare with.")] = None,
+    bundle: Annotated[Path | None, typer.Option(help="The bundle to measure; the shipped one by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures.json, report.md and grid.png.")] = Path("runs/report"),
+    split: Annotated[
+        Literal["test", "validation"], typer.Option(help="test, or validation for choosing settings.")
+    ] = "test",
+    temperature: Annotated[float, typer.Option()] = 0.8,
+    top_p: Annotated[float, typer.Option()] = 0.95,
+    seeds: Annotated[int, typer.Option(min=1, help="Sampling seeds.")] = 3,
+    json: _Json = False,
+) -> None:
+    """Measure everything on entities that were never trained on, and write a report."""
+    from .report import evaluate_bundle, write_report
+
+    with output.progress("Evaluation") as progress:
+        results = evaluate_bundle(
+            bundle, vanilla, split=split, temperature=temperature, top_p=top_p, seeds=seeds, progress=progress
+        )
+    write_report(results, out)
+    if json:
+        output.print_json(results.figures)
+        return
+    typer.echo((out / "report.md").read_text(encoding="utf-8"))

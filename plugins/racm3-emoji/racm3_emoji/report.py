@@ -1,0 +1,185 @@
+"""The report of an evaluation: figures as JSON and Markdown, and a grid of drawings that nobody picked."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from racm3.interfaces import Options, Output
+
+from .bundle import BUNDLE
+from .figures import SEEDS, evaluate
+from .protocol import Protocol
+from .world import build
+
+if TYPE_CHECKING:
+    from racm3.interfaces import Progress
+
+# The grid: one drawing each of so many test entities, evenly spread over the order in which the world lists them.
+_GRID_ROWS = 24
+_COLUMNS = ("first document", "second document", "k2", "k0", "vanilla", "random", "true drawing")
+_NAMES = {
+    "k2": "RA-CM3, K = 2", "k1": "RA-CM3, K = 1", "k0": "the same weights, K = 0", "random": "two random documents",
+    "vanilla": "vanilla CM3", "top document": "retrieval baseline (the top document)",
+    "true_drawing_of_another_vendor": "ceiling: another vendor's true drawing",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Results:
+    """Figures, and what the grid shows."""
+
+    figures: dict[str, Any]
+    protocol: Protocol
+    pictures: dict[str, list[list[Output]]]
+
+
+def evaluate_bundle(
+    bundle: Path | None,
+    vanilla: Path | None,
+    *,
+    split: Literal["validation", "test"],
+    temperature: float,
+    top_p: float,
+    seeds: int = len(SEEDS),
+    progress: Progress | None = None,
+) -> Results:
+    """Measure a bundle (the shipped one by default) on the emoji world."""
+    from racm3.generators.cm3.generator import Cm3Generator
+    from racm3.retrievers.clip import ClipRetriever
+    from racm3.samplers.diverse import DiverseSampler
+
+    bundle = bundle or BUNDLE
+    threshold = json.loads((bundle / "bundle.json").read_text())["threshold"]
+    retriever = ClipRetriever(str(bundle / "retriever"))
+    evaluator = ClipRetriever(str(bundle / "evaluation-encoder"))
+    protocol = Protocol.prepare(build(), retriever, DiverseSampler(threshold), split)
+    figures, pictures = evaluate(
+        protocol,
+        Cm3Generator(checkpoint=str(bundle / "generator")),
+        Cm3Generator(checkpoint=str(vanilla)) if vanilla is not None else None,
+        evaluator,
+        options=Options(temperature=temperature, top_p=top_p),
+        seeds=tuple(range(seeds)),
+        progress=progress,
+    )
+    figures["split"], figures["threshold"] = split, threshold
+    return Results(figures, protocol, pictures)
+
+
+def write_report(results: Results, folder: Path) -> None:
+    """Write `figures.json`, `report.md` and `grid.png`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "figures.json").write_text(json.dumps(results.figures, indent=2) + "\n")
+    names = _write_grid(results, folder / "grid.png")
+    (folder / "report.md").write_text(_markdown(results.figures, names), encoding="utf-8")
+
+
+def _markdown(figures: dict[str, Any], names: list[str]) -> str:
+    tokenizer, retriever = figures["image_tokenizer"], figures["retriever"]
+    likelihood, drawings, captions = figures["likelihood"], figures["drawings"], figures["captions"]
+    groups = list(tokenizer["psnr_by_group"])
+    lines = [
+        f"# Figures on {figures['entities']} {figures['split']} entities ({figures['drawings']} drawings)",
+        "",
+        "Every entity weighs the same. Intervals: 95 %, bootstrap over entities.",
+        "",
+        "## Image tokenizer",
+        "",
+        f"Mean PSNR {tokenizer['psnr']:.2f} dB with {tokenizer['tokens']} tokens of {tokenizer['codes']} codes.",
+        "",
+        f"## Retriever: recall@1 in a memory of {retriever['memory']} documents",
+        "",
+        "| query | memory | recall@1 | interval |",
+        "|---|---|---|---|",
+    ]
+    for key, query, memory in (
+        ("name_to_entity", "name", "names and drawings"),
+        ("drawing_to_vendor", "drawing", "names and drawings, without the vendor's own of it"),
+        ("drawing_to_vendor_drawings_only", "drawing", "drawings alone, without the vendor's own of it"),
+        ("name_to_drawing", "name", "drawings alone"),
+    ):
+        lines.append(f"| {query} | {memory} | {retriever[key]['recall_at_1']:.3f} | {_interval(retriever[key])} |")
+    same = figures["same_entity_in_context"]
+    lines += [
+        "",
+        f"Of the documents that the sampler chose for a drawing prompt, the first shows the entity in {same['first']:.1%} "
+        f"of cases, one of the two in {same['any']:.1%}.",
+        "",
+        "## Generator: perplexity per image token of unseen drawings",
+        "",
+        "| condition | perplexity | interval | against K = 0 | " + " | ".join(groups) + " |",
+        "|---" * (4 + len(groups)) + "|",
+    ]
+    base = likelihood["k0"]
+    for key, row in likelihood.items():
+        shares = " | ".join(f"{row['by_group'][g] / base['by_group'][g]:.2f}×" for g in groups)
+        lines.append(
+            f"| {_NAMES[key]} | {row['perplexity']:.2f} | {_interval(row, 2)} | "
+            f"{row['perplexity'] / base['perplexity']:.3f}× | {shares} |"
+        )
+    options = figures["options"]
+    lines += [
+        "",
+        "## Generator: does a drawing retrieve its own entity?",
+        "",
+        f"By the evaluation encoder, among the true drawings of all {figures['entities']} entities; temperature "
+        f"{options['temperature']}, top-p {options['top_p']}, one sample a prompt and seed, no re-ranking.",
+        "",
+        "| condition | recall@1 | interval | MRR | " + " | ".join(groups) + " |",
+        "|---" * (4 + len(groups)) + "|",
+    ]
+    for key, row in drawings.items():
+        rank = f"{row['mrr']:.3f}" if "mrr" in row else ""
+        shares = " | ".join(f"{row['by_group'][g]:.2f}" for g in groups)
+        lines.append(f"| {_NAMES[key]} | {row['recall_at_1']:.3f} | {_interval(row)} | {rank} | {shares} |")
+    lines += ["", "## Captions: the name, greedily", "", "| condition | exact match | token F1 |", "|---|---|---|"]
+    for key, row in captions.items():
+        lines.append(f"| {_NAMES[key]} | {row['exact_match']:.3f} | {row['token_f1']:.3f} |")
+    columns = [_NAMES.get(name, name) for name in _COLUMNS if name in ("k2", "k0", "vanilla", "random")]
+    lines += [
+        "",
+        "## Samples",
+        "",
+        f"Seed 0; {len(names)} prompts, evenly spread over all, not picked. From left to right: the two documents that "
+        f"were looked up, {', '.join(columns)}, the true drawing.",
+        "",
+        "![grid of samples](grid.png)",
+        "",
+        "From top to bottom, in two blocks side by side: " + "; ".join(names) + ".",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(row: dict[str, Any], digits: int = 3) -> str:
+    low, high = row["interval"]
+    return f"{low:.{digits}f} to {high:.{digits}f}"
+
+
+def _write_grid(results: Results, path: Path) -> list[str]:
+    """Rows of drawings side by side; returns the prompts, from top to bottom."""
+    from PIL import Image
+
+    protocol = results.protocol
+    chosen = np.linspace(0, len(protocol.targets) - 1, _GRID_ROWS).astype(int)
+    requests = protocol.drawing_requests("retrieved", 2)
+    truth = protocol.truth()
+    blank = np.full((64, 64, 3), 235, np.uint8)
+    rows = []
+    for i in chosen:
+        found = [hit.document.images[0].square(64) for hit in requests[i].context]
+        row = [*found, *([blank] * (2 - len(found)))]
+        for name in ("k2", "k0", "vanilla", "random"):
+            made = results.pictures.get(name)
+            row.append(made[0][i].document.images[-1].square(64) if made else blank)
+        row.append(truth[i].images[0].square(64))
+        rows.append(np.concatenate([np.pad(p, ((3, 3), (3, 3), (0, 0)), constant_values=255) for p in row], axis=1))
+    half = len(rows) // 2
+    blocks = [np.concatenate(rows[:half]), np.full((half * 70, 24, 3), 255, np.uint8), np.concatenate(rows[half:])]
+    Image.fromarray(np.concatenate(blocks, axis=1)).save(path)
+    return [truth[i].texts[0] for i in chosen]
