@@ -1,0 +1,27 @@
+"""Search, draw and caption with the emoji preset: python examples/01_quickstart.py
+
+The flag of Bhutan in Twemoji's style was never trained on and is not in the memory: the model looks at other flag sets.
+"""
+
+import argparse
+from pathlib import Path
+
+from racm3 import Pipeline
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--prompt", default="flag: Kazakhstan, in Twemoji style")
+parser.add_argument("--out", type=Path, default=Path("quickstart.png"))
+arguments = parser.parse_args()
+
+with Pipeline.from_preset("emoji") as pipeline:
+    for hit in pipeline.search("a musical instrument", k=3):
+        print(f"{hit.score:.3f}  {hit.document.text}")
+
+    drawing = pipeline.imagine(arguments.prompt, seed=0)
+    drawing.image.picture.resize((256, 256)).save(arguments.out)
+    print(f"\n{arguments.prompt!r} is in {arguments.out}, grounded on:")
+    for hit in drawing.hits:
+        print(f"{hit.score:.3f}  {hit.document.text}")
+
+    caption = pipeline.caption(drawing.image, options={"temperature": 0})
+    print(f"\nIts caption: {caption.text!r}")
