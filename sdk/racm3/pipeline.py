@@ -247,7 +247,7 @@ class Pipeline:
 
     def caption(
         self,
-        image: Picture,
+        image: Picture | str,
         *,
         k: int = 2,
         where: Where | None = None,
@@ -256,7 +256,7 @@ class Pipeline:
         seed: int | None = None,
         options: Options | Mapping[str, Any] | None = None,
     ) -> Generation:
-        """Describe a picture in words. Arguments as of `generate`."""
+        """Describe a picture (a str is a path) in words. Arguments as of `generate`."""
         prompt = Document([Blank("text"), image if isinstance(image, Image) else Image(image)])
         return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -94,7 +94,7 @@ def documents(stage, batch):
     found = []
     for ids in batch["ids"].numpy():
         starts = [*np.flatnonzero(ids == start), len(ids)]
-        codes = [ids[a:b][ids[a:b] >= vocabulary.first_image] - vocabulary.first_image for a, b in zip(starts, starts[1:], strict=False)]
+        codes = [ids[a:b][ids[a:b] >= vocabulary.first_image] - vocabulary.first_image for a, b in pairwise(starts)]
         assert all(len(set(c.tolist())) == 1 and len(c) == TOKENS for c in codes)
         found.append([divmod(int(c[0]), VARIANTS) for c in codes])
     return found
@@ -136,10 +136,10 @@ def test_k_takes_all_its_values_over_steps_without_accumulation(stage):
 
 def test_entities_are_drawn_uniformly_and_held_out_rows_never(stage):
     made = stage()
-    drawn = [found[-1][0] for batch in batches(made, 60) for found in documents(made, batch)]
+    drawn = [found[-1][0] for batch in batches(made, 25) for found in documents(made, batch)]
     assert not set(drawn) & set(HELD_OUT.tolist())
     for entity in ENTITIES:
-        assert np.mean(np.isin(drawn, entity)) == pytest.approx(1 / 3, abs=0.06)
+        assert np.mean(np.isin(drawn, entity)) == pytest.approx(1 / 3, abs=0.08)
 
 
 def test_the_documents_are_neighbours_the_nearest_last(stage):
@@ -187,7 +187,9 @@ def test_the_share_of_copies_falls_over_the_run(stage):
     made = stage(k=(1,), copies=(1.0, 0.0))
 
     def share(steps):
-        return np.mean([f[0][0] == f[-1][0] for s in steps for m in range(3) for f in documents(made, made.batch(s, m))])
+        return np.mean(
+            [f[0][0] == f[-1][0] for s in steps for m in range(3) for f in documents(made, made.batch(s, m))]
+        )
 
     assert share([0]) == 1.0
     assert share(range(45, 55)) == pytest.approx(0.5, abs=0.12)
@@ -218,7 +220,8 @@ def test_the_model_is_shown_the_corrupted_tokens_and_judged_by_the_true_ones(sta
     shown = {**batch, "ids": batch["inputs"]}
     del shown["inputs"]
     true = {name: value for name, value in batch.items() if name != "inputs"}
-    assert len({float(loss) for loss in (corrupted, made.loss(model, shown)[0], made.loss(model, true)[0])}) == 3
+    losses = (corrupted, made.loss(model, shown)[0], made.loss(model, true)[0])
+    assert len({loss.item() for loss in losses}) == 3
 
 
 def test_only_x_is_masked(stage):
@@ -301,7 +304,8 @@ def test_another_document_changes_the_image_token_losses_in_evaluation(sharp):
     stage, model = sharp
     vocabulary = stage.format.vocabulary
     batch = collate([with_context(stage, 0, other) for other in (1, 2)], vocabulary.control("<pad>"), 8)
-    one, other = image_token_losses(model, batch, vocabulary).tolist()
+    with torch.no_grad():
+        one, other = image_token_losses(model, batch, vocabulary).tolist()
     assert abs(one - other) > 1e-3
 
 
@@ -314,11 +318,17 @@ def test_image_token_losses_are_those_of_x_among_image_tokens(sharp):
         logits = model(
             input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=torch.ones_like(batch["ids"])
         ).logits[0]
+        found = image_token_losses(model, batch, vocabulary)
     logs = logits[:, vocabulary.first_image :].log_softmax(-1)
     at = [t for t, token in enumerate(sequence.ids) if sequence.main[t] and token >= vocabulary.first_image]
     assert len(at) == TOKENS
     expected = -np.mean([float(logs[t - 1, sequence.ids[t] - vocabulary.first_image]) for t in at])
-    assert float(image_token_losses(model, batch, vocabulary)[0]) == pytest.approx(expected, rel=1e-4)
+    assert float(found[0]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_nothing_held_out_means_no_figures(stage):
+    made = stage(replace(prepared(), held_out=np.array([], int)))
+    assert made.evaluate(made.build()) == {}
 
 
 # --- training ---------------------------------------------------------------------------------------------------
@@ -349,11 +359,12 @@ def recipe(**trainer):
 def test_a_few_steps_on_two_documents_lower_the_loss(text_tokenizer, image_tokenizer, tmp_path):
     data = replace(prepared(), entities=[np.array([1]), np.array([7])], held_out=np.array([1, 7]))
     figures = train_generator(
-        recipe(steps=25, optimizer="muon", ema=0.9, save_every=25), data, text_tokenizer, image_tokenizer, tmp_path
-    )
+        recipe(steps=15, learning_rate=1e-2, optimizer="muon", ema=0.5, save_every=15), data, text_tokenizer,
+        image_tokenizer, tmp_path,
+    )  # fmt: skip
     log = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [line["loss"] for line in log if "loss" in line]
-    assert len(losses) == 25
+    assert len(losses) == 15
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
     assert figures.keys() == {"held_out_k0", "held_out_k1", "held_out_k2"}
     assert all(value < np.log(CODES) for value in figures.values())
@@ -389,9 +400,3 @@ def test_the_result_is_a_checkpoint_in_the_weight_format(text_tokenizer, image_t
     assert opened.model.config.max_position_embeddings == 128
     assert torch.equal(opened.image_tokenizer.codebook, image_tokenizer.codebook)
     assert opened.text_tokenizer.to_str() == text_tokenizer.to_str()
-
-
-def test_a_held_out_set_without_rows_is_no_obstacle_to_training(stage):
-    """Nothing to evaluate on is a choice, as with a small collection of one's own."""
-    made = stage(replace(prepared(), held_out=np.array([], int)))
-    assert made.evaluate(SimpleNamespace()) == {}

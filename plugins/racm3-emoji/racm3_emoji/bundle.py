@@ -62,7 +62,8 @@ def assemble(run: Run, destination: Path, progress: Progress | None = None) -> N
     destination.mkdir(parents=True, exist_ok=True)
     for stage in ("retriever", "evaluation-encoder", "generator"):
         shutil.rmtree(destination / stage, ignore_errors=True)
-        shutil.copytree(run.model(stage), destination / stage)
+        # Not the modes: safetensors writes files that nobody else may read.
+        shutil.copytree(run.model(stage), destination / stage, copy_function=shutil.copyfile)
     threshold = run.recipe("generator")["neighbours"]["threshold"]
     (destination / "bundle.json").write_text(json.dumps({"threshold": threshold}) + "\n")
 

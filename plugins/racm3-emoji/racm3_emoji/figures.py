@@ -160,7 +160,7 @@ def evaluate(
         if progress is not None:
             progress(done, steps, what)
 
-    figures: dict[str, Any] = {"entities": len(set(protocol.entities)), "drawings": len(protocol.targets)}
+    figures: dict[str, Any] = {"entities": len(set(protocol.entities)), "targets": len(protocol.targets)}
     figures["options"] = options.model_dump()
     figures["image_tokenizer"] = image_tokenizer_figures(protocol, ours)
     figures["retriever"] = retriever_figures(protocol)

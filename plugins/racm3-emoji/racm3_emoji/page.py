@@ -12,20 +12,22 @@ from racm3 import Generation, Image
 from .demo import Comparison
 
 _STYLE = """
-:root { color-scheme: light dark; --line: #8884; --soft: #8889; }
+:root { color-scheme: light dark; --line: #8884; --soft: light-dark(#555, #aaa); }
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 64rem; padding: 0 1rem; }
 h1 { font-size: 1.6rem; margin-bottom: .2rem; } h2 { font-size: 1.15rem; margin-top: 2.5rem; }
 p.lead, .note { color: var(--soft); } p.lead { max-width: 46rem; }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; font-size: .85rem; padding: .3rem .6rem; border-bottom: 2px solid var(--line); }
-td { padding: .7rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-td.prompt { width: 12rem; font-weight: 600; }
+td { padding: .7rem .6rem; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+td.prompt { font-weight: 600; }
+table.captions { table-layout: fixed; } table.captions th:first-child { width: 7rem; }
+table.captions th:nth-child(2) { width: 15rem; }
 figure { display: inline-block; margin: 0 .6rem 0 0; width: 7.2rem; vertical-align: top; }
 figcaption { font-size: .75rem; line-height: 1.3; color: var(--soft); margin-top: .25rem; overflow-wrap: anywhere; }
 img { width: 96px; height: 96px; image-rendering: pixelated; background: #fff; border: 1px solid var(--line);
   border-radius: 6px; }
 .hits img { width: 64px; height: 64px; } .hits figure { width: 6.4rem; }
-.wrap { overflow-x: auto; } .right { color: #1a7f37; } .wrong { color: #b35900; }
+.wrap { overflow-x: auto; } .right { color: light-dark(#1a7f37, #4ac26b); } .wrong { color: light-dark(#b35900, #f0a050); }
 """
 
 
@@ -43,7 +45,7 @@ words alone. The things are not picked: flags first, then one from each group in
 <h2>Text to picture</h2><div class="wrap"><table>
 <tr><th>Prompt</th><th>Retrieved documents, with scores</th><th>Drawn with them</th><th>Drawn without</th>
 <th>The true drawing</th></tr>{drawings}</table></div>
-<h2>Picture to text</h2><div class="wrap"><table>
+<h2>Picture to text</h2><div class="wrap"><table class="captions">
 <tr><th>Drawing</th><th>Retrieved documents, with scores</th><th>Caption with them</th><th>Caption without</th>
 <th>The true caption</th></tr>{captions}</table></div>
 </body></html>

@@ -84,7 +84,7 @@ def _markdown(figures: dict[str, Any], names: list[str]) -> str:
     likelihood, drawings, captions = figures["likelihood"], figures["drawings"], figures["captions"]
     groups = list(tokenizer["psnr_by_group"])
     lines = [
-        f"# Figures on {figures['entities']} {figures['split']} entities ({figures['drawings']} drawings)",
+        f"# Figures on {figures['entities']} {figures['split']} entities ({figures['targets']} drawings)",
         "",
         "Every entity weighs the same. Intervals: 95 %, bootstrap over entities.",
         "",

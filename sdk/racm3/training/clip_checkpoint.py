@@ -73,7 +73,9 @@ def save_clip_checkpoint(
     _write_json(folder / "tokenizer_config.json", settings)
     # Contiguous: safetensors refuses the channels-last layout that training uses.
     plain = {name: value.detach().cpu().contiguous().clone() for name, value in weights.items()}
-    save_file(plain, folder / "open_clip_model.safetensors", metadata={"format": "pt"})
+    weights_file = folder / "open_clip_model.safetensors"
+    save_file(plain, weights_file, metadata={"format": "pt"})
+    weights_file.chmod(0o644)  # safetensors lets nobody else read it, which a bundle must allow
 
 
 def _write_json(path: Path, content: object) -> None:

@@ -201,8 +201,8 @@ class GeneratorStage(Stage):
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Nats per image token of held-out pictures, given their captions, for each K of training."""
-        figures = {}
-        for k in self.objective.k:
+        figures: dict[str, float] = {}
+        for k in self.objective.k if len(self.data.held_out) else ():
             rng = np.random.default_rng(0)
             losses = []
             for start in range(0, len(self.data.held_out), 64):
@@ -247,7 +247,7 @@ def image_token_losses(
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.clamp_min(0).flatten(), reduction="none"
     ).view(wanted.shape)
-    return ((losses * counted).sum(1) / counted.sum(1)).cpu().numpy()
+    return ((losses * counted).sum(1) / counted.sum(1)).detach().cpu().numpy()
 
 
 def train_generator(

@@ -57,8 +57,8 @@ class RunState:
         save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors")
         (new / "state.json").write_text(json.dumps(numbers))
         old = folder.with_name(folder.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        if folder.exists():
+        if folder.exists():  # otherwise the old one may be all there is, until the new one stands in its place
+            shutil.rmtree(old, ignore_errors=True)
             os.replace(folder, old)
         os.replace(new, folder)
         shutil.rmtree(old, ignore_errors=True)
@@ -86,6 +86,12 @@ class RunState:
                 f"The saved state in {folder} belongs to another model: {error}",
                 "Train in a new folder, or restore the recipe that this run was started with.",
             ) from error
+        missing_average = self.average is not None and "average_updates" not in numbers
+        if len(numbers["optimizers"]) != len(self.optimizers) or missing_average:
+            raise CheckpointError(
+                f"The saved state in {folder} was trained with another optimizer, or without a weight average.",
+                "Train in a new folder, or restore the recipe that this run was started with.",
+            )
         for i, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Any]] = {
                 int(index): dict(values) for index, values in numbers["optimizers"][i].items()

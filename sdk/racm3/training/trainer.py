@@ -102,11 +102,15 @@ def train(
     """
     import torch
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import set_seed
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     mixed = "bf16" if settings.precision == "bf16" else "no"
+    # accelerate keeps precision and device for the whole process; the stage before this one may have had others.
+    alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
+    AcceleratorState._reset_state(reset_partial_state=alone)
     accelerator = Accelerator(mixed_precision=mixed, cpu=settings.device == "cpu")
     set_seed(settings.seed)
     model = stage.build()

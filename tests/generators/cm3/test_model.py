@@ -82,6 +82,11 @@ def test_there_is_no_pickle_in_a_checkpoint(checkpoint_folder):
     assert suffixes == {".json", ".safetensors"}
 
 
+def test_everybody_may_read_a_checkpoint(checkpoint_folder):
+    """Packages are often installed by one user and used by another."""
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in checkpoint_folder.rglob("*") if path.is_file())
+
+
 # --- saving and loading -----------------------------------------------------------------------------------------
 
 

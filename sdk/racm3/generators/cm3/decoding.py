@@ -172,7 +172,8 @@ def draw_tokens(rows: list[Row], logits: torch.Tensor, allowed: _Allowed) -> Non
     if options.temperature == 0:
         tokens = natural.argmax(-1)
     else:
-        probabilities = truncate((logits / options.temperature).softmax(-1), options.top_p, options.top_k)
+        # A temperature next to 0 would overflow.
+        probabilities = truncate((logits / max(options.temperature, 1e-6)).softmax(-1), options.top_p, options.top_k)
         draws = torch.tensor([row.rng.random() for row in rows], device=logits.device, dtype=torch.float64)
         summed = probabilities.double().cumsum(-1)
         # Draws from [0, sum): rounding can never pick a token behind the last possible one.

@@ -121,7 +121,9 @@ class Cm3Generator(Generator):
         if isinstance(part, Blank):
             return None
         if isinstance(part, Text):
-            return TokenPart("text", self.checkpoint.text_tokenizer.encode(part.text).ids)
+            # Half a surrogate pair is no character; a str may hold one all the same.
+            text = part.text.encode("utf-8", "replace").decode("utf-8")
+            return TokenPart("text", self.checkpoint.text_tokenizer.encode(text).ids)
         codes = self._pictures.get(part.content_hash)
         if codes is None:
             tokenizer = self.checkpoint.image_tokenizer

@@ -62,7 +62,15 @@ class ImageTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write a diffusers `VQModel` folder, the same wherever this one came from."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        import copy
+
+        import torch
+
+        weights = self.model.state_dict().values()
+        # Opened from half precision, it is written in half precision: nothing is lost, and half of the bytes saved.
+        exact = all(torch.equal(weight.half().float(), weight.float()) for weight in weights)
+        model = copy.deepcopy(self.model).half() if exact else self.model
+        model.save_pretrained(folder, safe_serialization=True)
         path = Path(folder) / "config.json"
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # diffusers writes down the folder that the model was opened from

@@ -103,6 +103,8 @@ class Checkpoint:
         self.text_tokenizer.save(str(new / "tokenizer.json"))
         self.image_tokenizer.save(new / "image_tokenizer")
         write_description(new, self.format)
+        for weights in new.rglob("*.safetensors"):
+            weights.chmod(0o644)  # safetensors lets nobody else read it, which a bundle must allow
         shutil.rmtree(folder, ignore_errors=True)
         new.rename(folder)
 
@@ -120,15 +122,15 @@ class Checkpoint:
             raise WeightsNotFound(f"No model in {folder}: config.json is missing.", "Give a checkpoint folder.")
         if not list(folder.glob("*.safetensors")):
             raise WeightsNotFound(f"No weights in {folder}: there is no .safetensors file.", "Give a checkpoint folder.")
-        model: Any
         try:
             with _no_progress_bars():
-                model, loaded = AutoModelForCausalLM.from_pretrained(
+                opened: Any = AutoModelForCausalLM.from_pretrained(
                     folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype),
                     attn_implementation="sdpa", output_loading_info=True,
                 )  # fmt: skip
         except Exception as error:
             raise CheckpointError(f"The model in {folder} cannot be read: {error}", _COPY_AGAIN) from error
+        model, loaded = opened
         if loaded["missing_keys"]:  # transformers warns, and goes on with random weights
             missing = ", ".join(sorted(loaded["missing_keys"])[:3])
             raise CheckpointError(f"The model in {folder} lacks weights: {missing}.", _COPY_AGAIN)

@@ -1,0 +1,174 @@
+"""Prepared neighbours: what a training document may retrieve, and what it must not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from racm3.document import Document, Image
+from racm3.errors import CheckpointError
+from racm3.samplers.diverse import DiverseSampler
+from racm3.samplers.topk import TopKSampler
+from racm3.testing import HashingRetriever
+from racm3.training.neighbours import Neighbours, NeighbourSettings, neighbour_fingerprint, prepare_neighbours
+
+WORDS = ["kite", "whale", "banjo", "flag"]
+
+
+def world():
+    """Six drawings of each of four things: their captions share a word, their pictures a colour.
+
+    Rows 0-5 are kites, and so on. Rows 5, 11, 17 and 23 are held out. Row 1 is row 0 once more under another id.
+    """
+    documents, groups = [], []
+    rng = np.random.default_rng(0)
+    colours = np.uint8([[200, 0, 0], [0, 200, 0], [0, 0, 200], [200, 200, 0]])
+    for word, colour in zip(WORDS, colours, strict=True):
+        for number in range(6):
+            picture = colour + rng.integers(0, 50, (8, 8, 3), dtype=np.uint8)
+            documents.append(Document([f"{word} {word} {word} {number}", Image(picture)], id=f"{word}-{number}"))
+            groups.append(f"{word}-{number}")
+    documents[1] = documents[0].replace(id="again")
+    # Rows 2 and 3 are by the same hand.
+    groups[3] = groups[2]
+    held_out = np.array([5, 11, 17, 23])
+    return documents, groups, np.setdiff1d(np.arange(24), held_out), held_out
+
+
+def prepare(sampler=None, progress=None, **settings):
+    documents, groups, training, held_out = world()
+    made = NeighbourSettings(**{"keep": 3, "candidates": 8, **settings})
+    return prepare_neighbours(
+        documents, groups, training, held_out, HashingRetriever(), sampler or TopKSampler(), made, progress=progress
+    )
+
+
+@pytest.fixture(scope="module")
+def neighbours():
+    return prepare()
+
+
+def test_there_are_rows_for_each_document_form_and_draw(neighbours):
+    assert (neighbours.rows.shape, neighbours.rows.dtype) == ((24, 2, 2, 3), np.int32)
+    assert neighbours.rows.max() < 24 and neighbours.rows.min() >= -1
+
+
+def test_no_document_is_its_own_neighbour(neighbours):
+    for row in range(24):
+        assert row not in neighbours.rows[row]
+
+
+def test_a_duplicate_under_another_id_is_no_neighbour(neighbours):
+    assert 1 not in neighbours.rows[0] and 0 not in neighbours.rows[1]
+
+
+def test_a_document_of_the_same_group_is_no_neighbour(neighbours):
+    assert 3 not in neighbours.rows[2] and 2 not in neighbours.rows[3]
+    # Their fellows do find them: it is the group that keeps them apart.
+    assert {2, 3} <= set(np.concatenate([neighbours.rows[row].ravel() for row in (0, 1, 4)]).tolist())
+
+
+def test_training_documents_find_training_documents_only(neighbours):
+    _, _, training, held_out = world()
+    assert not np.isin(neighbours.rows[training], held_out).any()
+
+
+def test_held_out_documents_find_all(neighbours):
+    """As at inference: the memory holds the training documents, and those of other held-out things."""
+    documents, groups, training, held_out = world()
+    documents[11] = Document(documents[5].parts[:1] + documents[11].parts[1:], id="a namesake")
+    groups[11] = "whale-5"
+    found = prepare_neighbours(
+        documents, groups, training, held_out, HashingRetriever(), TopKSampler(), NeighbourSettings(keep=3)
+    )
+    assert 11 in found.rows[5] and 5 in found.rows[11]
+    assert np.isin(found.rows[held_out], training).any()
+
+
+def test_neighbours_are_alike(neighbours):
+    """Most share the word with the text query, and the colour with the picture query."""
+    kinds = np.arange(24) // 6
+    for form in range(2):
+        assert np.mean(kinds[neighbours.rows[:, form]] == kinds[:, None, None]) > 0.8
+
+
+def test_the_nearest_comes_first():
+    """Without dropout, the order is that of the scores."""
+    documents, groups, training, _ = world()
+    found = prepare(dropout=0.0, draws=1)
+    retriever = HashingRetriever()
+    vectors = retriever.encode_document(documents)
+    for row in training:
+        for form in range(2):
+            query = retriever.encode_query([Document(documents[row].parts[form])])[0]
+            allowed = [
+                j for j in training
+                if groups[j] != groups[row] and documents[j].content_hash != documents[row].content_hash
+            ]  # fmt: skip
+            scores = sorted((float(query @ vectors[j]) for j in allowed), reverse=True)[:3]
+            assert [float(query @ vectors[j]) for j in found.rows[row, form, 0]] == pytest.approx(scores, abs=1e-5)
+
+
+def test_query_dropout_varies_the_neighbours_of_training_documents_only(neighbours):
+    _, _, training, held_out = world()
+    differ = (neighbours.rows[:, :, 0] != neighbours.rows[:, :, 1]).any(axis=(1, 2))
+    assert differ[training].mean() > 0.3
+    assert not differ[held_out].any()
+
+
+def test_the_query_is_one_modality(monkeypatch):
+    asked = []
+    encode = HashingRetriever.encode_query
+
+    def spy(self, queries, **options):
+        asked.extend(query.modalities for query in queries)
+        return encode(self, queries, **options)
+
+    monkeypatch.setattr(HashingRetriever, "encode_query", spy)
+    prepare(draws=1)
+    assert set(asked) == {frozenset({"text"}), frozenset({"image"})}
+    found = prepare(draws=1, forms=("image",))
+    assert found.rows.shape == (24, 1, 1, 3)
+
+
+def test_the_sampler_chooses_and_gaps_are_marked():
+    """A strict sampler leaves fewer than wanted; what is missing is -1, at the end."""
+    rows = prepare(sampler=DiverseSampler(threshold=0.3), keep=6).rows
+    assert (rows == -1).any()
+    assert (np.diff((rows == -1).astype(int), axis=-1) >= 0).all()
+    one = prepare(sampler=DiverseSampler(threshold=0.3), keep=1).rows
+    assert (one[..., 0] == rows[..., 0]).all()
+
+
+def test_a_seed_repeats_the_neighbours(neighbours):
+    assert (prepare().rows == neighbours.rows).all()
+    assert (prepare(seed=1).rows != neighbours.rows).any()
+
+
+def test_progress_reaches_its_total():
+    seen = []
+    prepare(progress=lambda *a: seen.append(a[:2]))
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+def test_neighbours_are_saved_without_pickle_and_come_back(neighbours, tmp_path):
+    neighbours.save(tmp_path / "neighbours")
+    assert {path.name for path in (tmp_path / "neighbours").iterdir()} == {"neighbours.npy", "neighbours.json"}
+    np.load(tmp_path / "neighbours" / "neighbours.npy", allow_pickle=False)
+    opened = Neighbours.load(tmp_path / "neighbours", fingerprint=neighbours.fingerprint)
+    assert (opened.rows == neighbours.rows).all()
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [
+        neighbour_fingerprint(HashingRetriever(dim=32), NeighbourSettings(keep=3, candidates=8)),
+        neighbour_fingerprint(HashingRetriever(), NeighbourSettings(keep=2, candidates=8)),
+    ],
+    ids=["another retriever", "other settings"],
+)
+def test_neighbours_of_another_making_are_refused(neighbours, tmp_path, fingerprint):
+    neighbours.save(tmp_path)
+    with pytest.raises(CheckpointError, match="another retriever or with other settings") as raised:
+        Neighbours.load(tmp_path, fingerprint=fingerprint)
+    assert raised.value.hint
