@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from racm3_emoji.bundle import BUNDLE, divide, held_out_documents
-from racm3_emoji.world import Drawing, World, split_of
 from typer.testing import CliRunner
 
 from racm3 import Blank, Document, Pipeline
 from racm3.cli.app import build
+from racm3_emoji.bundle import BUNDLE, divide, held_out_documents
+from racm3_emoji.world import Drawing, World, split_of
 
 pytestmark = pytest.mark.slow
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from racm3_emoji.demo import choose
-
 from racm3 import Document
+from racm3_emoji.demo import choose
 
 
 def thing(entity: str, group: str, style: str = "Noto") -> Document:
