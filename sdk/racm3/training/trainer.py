@@ -142,8 +142,8 @@ def train(
             with accelerator.autocast():
                 loss, figures = stage.loss(runner, batch)
             accelerator.backward(loss / settings.accumulation)
-            for name, value in {"loss": loss.detach(), **figures}.items():
-                seen.setdefault(name, []).append(float(value))
+            for name, value in {"loss": loss, **figures}.items():
+                seen.setdefault(name, []).append(float(value.detach() if isinstance(value, torch.Tensor) else value))
         if settings.clip is not None:
             accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         for optimizer in optimizers:

@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
 from racm3 import Blank, Document, Pipeline
-from racm3.cli.app import build
+from racm3.cli import main
 from racm3_emoji.bundle import BUNDLE, divide, held_out_documents
 from racm3_emoji.world import Drawing, World, split_of
 
@@ -88,11 +87,14 @@ def test_a_seed_gives_the_same_picture_again(pipeline: Pipeline) -> None:
     assert first.image == again.image != other.image
 
 
-def test_the_demo_shows_unseen_things_side_by_side_and_can_be_repeated(tmp_path: Path) -> None:
+def test_the_demo_shows_unseen_things_side_by_side_and_can_be_repeated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def run(out: Path) -> dict:
-        result = CliRunner().invoke(build(), ["demo", "--out", str(out), "--count", "8", "--seed", "3", "--json"])
-        assert result.exit_code == 0, result.output
-        return json.loads(result.stdout)
+        with pytest.raises(SystemExit) as ended:
+            main(["demo", "--out", str(out), "--count", "8", "--seed", "3", "--json"])
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)
 
     said, again = run(tmp_path / "a"), run(tmp_path / "b")
     assert len(said["things"]) == 8 and len(said["pictures"]) == 24
