@@ -1,6 +1,6 @@
 """Search, draw and caption with the emoji preset: python examples/01_quickstart.py
 
-The flag of Bhutan in Twemoji's style was never trained on and is not in the memory: the model looks at other flag sets.
+Nothing was trained on the flag of Denmark, and the memory lacks Twemoji's: the model looks at other vendors' flags.
 """
 
 import argparse
@@ -9,7 +9,7 @@ from pathlib import Path
 from racm3 import Pipeline
 
 parser = argparse.ArgumentParser()
-parser.add_argument("--prompt", default="flag: Kazakhstan, in Twemoji style")
+parser.add_argument("--prompt", default="flag: Denmark, in Twemoji style")
 parser.add_argument("--out", type=Path, default=Path("quickstart.png"))
 arguments = parser.parse_args()
 

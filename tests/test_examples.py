@@ -35,7 +35,7 @@ def test_quickstart_finds_draws_and_captions(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "drawing.png").size == (256, 256)
     found, drawn, captioned = said.split("\n\n")
     assert len(found.splitlines()) == 3
-    assert "flag: Kazakhstan" in drawn.splitlines()[1]
+    assert "flag: Denmark" in drawn.splitlines()[1]
     assert captioned.startswith("Its caption: ")
 
 

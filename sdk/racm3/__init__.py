@@ -3,7 +3,7 @@
     from racm3 import Pipeline
 
     pipeline = Pipeline.from_preset("emoji")
-    pipeline.imagine("flag: Bhutan, in Twemoji style").image
+    pipeline.imagine("flag: Denmark, in Twemoji style").image
 
 The names here are what users and plugins start from; what passes between the parts is in `racm3.interfaces`, errors are
 in `racm3.errors`. Importing racm3 imports none of its parts: each name is resolved when it is first used.

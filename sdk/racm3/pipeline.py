@@ -1,7 +1,7 @@
 """The corridor: carries documents from room to room, and owns neither a model nor an index.
 
     pipeline = Pipeline.from_preset("emoji")
-    pipeline.imagine("flag: Bhutan, in Twemoji style").image
+    pipeline.imagine("flag: Denmark, in Twemoji style").image
 
 Data goes one way: prompt, documents that ground it, answer.
 """
