@@ -485,3 +485,15 @@ def test_components_can_be_registered_and_used_by_name():
 
     registry().register(Mine(), name="mine")
     assert "picky" in registry().names(Sampler)
+
+
+def test_what_did_not_fit_the_context_is_no_source(tmp_path):
+    class Narrow(PaintingGenerator):
+        def generate(self, requests, *, options):
+            return [[replace(o, grounded_on=1) for o in made] for made in super().generate(requests, options=options)]
+
+    with Pipeline(HashingRetriever(), FaissMemory(tmp_path / "m"), TopKSampler(), Narrow()) as pipeline:
+        pipeline.add([Document("a red kite", id="kite"), Document("a grey whale", id="whale")])
+        answer = pipeline.imagine("kite", k=2, seed=0)
+    assert [hit.id for hit in answer.hits] == ["kite"]
+    assert [(skip.hit.id, skip.reason) for skip in answer.skipped] == [("whale", "no room in the generator's context")]

@@ -124,11 +124,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Output:
-    """A filled prompt: its document, and the log-probability (nats) of what was filled in, with its token count."""
+    """A filled prompt: its document, and the log-probability (nats) of what was filled in, with its token count.
+
+    grounded_on: how many of the request's documents, from the first on, the generator saw; None: all of them.
+    """
 
     document: Document
     log_probability: float
     tokens: int
+    grounded_on: int | None = None
 
 
 @dataclass(frozen=True)

@@ -24,11 +24,13 @@ from .interfaces import (
     MemoryStore,
     OnDuplicate,
     Options,
+    Output,
     Progress,
     Request,
     Retriever,
     Sampler,
     Selection,
+    Skip,
     Where,
 )
 from .registry import registry
@@ -223,8 +225,8 @@ class Pipeline:
         )
         fingerprints = {"retriever": self.retriever.encoder.fingerprint, "generator": generator.fingerprint}
         answers = [
-            Generation(prompt, filled, chosen.hits, chosen.skipped, settings.seed, seconds, fingerprints)
-            for prompt, filled, chosen in zip(asked, outputs, selections, strict=True)
+            Generation(prompt, filled, seen.hits, seen.skipped, settings.seed, seconds, fingerprints)
+            for prompt, filled, seen in zip(asked, outputs, map(_seen, selections, outputs), strict=True)
         ]
         for answer in answers:
             registry().notify_generated(answer)
@@ -315,6 +317,15 @@ def _options(options: Options | Mapping[str, Any] | None, *, n: int, seed: int |
         # 32 bits: every random generator takes them, and one can type them.
         given["seed"] = secrets.randbits(32) if seed is None else seed
     return kind(**validate(kind, given, "A generation"))
+
+
+def _seen(selection: Selection, outputs: Sequence[Output]) -> Selection:
+    """The selection without the documents that did not fit the generator's context: nothing was grounded on those."""
+    seen = outputs[0].grounded_on
+    if seen is None or seen >= len(selection.hits):
+        return selection
+    cut = [Skip(hit, "no room in the generator's context") for hit in selection.hits[seen:]]
+    return Selection(selection.hits[:seen], [*selection.skipped, *cut])
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

@@ -395,3 +395,9 @@ def test_targets_must_belong_to_their_prompts(generator, pictures):
     for target in (Document("a red kite"), Document([pictures[0], "a red kite"]), TO_IMAGE):
         with pytest.raises(GenerationError, match="is not the prompt"):
             generator.score([Request(TO_IMAGE)], [target])
+
+
+def test_an_output_says_how_many_documents_it_was_grounded_on(generator):
+    short, long = Hit(Document("a kite")), Hit(Document("kite " * 5000))
+    request = Request(Document(["a whale", Blank("image")]), [short, long, short])
+    assert [o.grounded_on for o in generator.generate([request], options=Options(n=2))[0]] == [1, 1]

@@ -219,6 +219,6 @@ class Cm3Generator(Generator):
                 parts[part] = pictures[tuple(ids)]
             else:
                 parts[part] = Text(self.checkpoint.text_tokenizer.decode(ids, skip_special_tokens=False))
-        return Output(prompt.replace(parts=parts), row.log_probability, row.tokens)
+        return Output(prompt.replace(parts=parts), row.log_probability, row.tokens, len(row.prompt.context))
 
 
