@@ -12,7 +12,7 @@ from racm3_emoji.bundle import BUNDLE, held_out_documents
 
 retriever = ClipRetriever(str(BUNDLE / "retriever"))
 memory = FaissMemory()  # in RAM; FaissMemory(Path("./memory")) keeps it
-sampler = DiverseSampler(threshold=0.97)
+sampler = DiverseSampler(threshold=0.98)
 generator = Cm3Generator(checkpoint=BUNDLE / "generator")
 
 with Pipeline(retriever, memory, sampler, generator) as pipeline:
