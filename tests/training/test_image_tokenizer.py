@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from racm3.errors import ConfigError
 from racm3.generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
-from racm3.training.data import TrainingSet, generator_at, variant
+from racm3.training.data import VARIANTS, TrainingSet, generator_at, variant
 from racm3.training.image_tokenizer import ImageTokenizerSettings, ImageTokenizerStage, psnr, train_image_tokenizer
 
 MODEL = {
@@ -113,7 +113,7 @@ def test_a_batch_depends_on_the_step_only():
 
 def test_pictures_are_training_pictures_some_of_them_in_a_variant():
     originals = {picture.tobytes() for picture in DATA.pixels}
-    variants = {np.ascontiguousarray(variant(picture, n)).tobytes() for picture in DATA.pixels for n in range(1, 12)}
+    variants = {np.ascontiguousarray(variant(picture, n)).tobytes() for picture in DATA.pixels for n in range(1, VARIANTS)}
     plain = [p.numpy().tobytes() for p in stage(recolour=0.0, batch_size=64).batch(0, 0)["pixels"]]
     assert set(plain) <= originals
     mixed = [p.numpy().tobytes() for p in stage(recolour=0.5, batch_size=200).batch(0, 0)["pixels"]]
@@ -214,13 +214,14 @@ def test_psnr_is_that_of_pictures():
     assert float(psnr(error)) == pytest.approx(20 * np.log10(255), abs=1e-3)
 
 
-def test_there_are_twelve_variants_of_a_picture_and_white_stays_white():
+def test_there_are_24_variants_of_a_picture_and_white_stays_white():
     picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     assert (variant(picture, 0) == picture).all()
     assert (variant(picture, 1) == picture[:, ::-1]).all()
-    assert len({np.ascontiguousarray(variant(picture, n)).tobytes() for n in range(12)}) == 12
+    assert (variant(picture, 2) == picture[::-1]).all()
+    assert len({np.ascontiguousarray(variant(picture, n)).tobytes() for n in range(VARIANTS)}) == VARIANTS == 24
     batch = np.stack([picture, picture[::-1]])
-    for number in range(12):
+    for number in range(VARIANTS):
         assert (variant(batch, number)[1] == variant(batch[1], number)).all()
         assert (variant(np.full_like(picture, 255), number) == 255).all()
 

@@ -101,7 +101,7 @@ def test_documents_are_learned_by_alpha(alpha, learned):
     gradient = logits.grad[0].abs().sum(-1)  # of the logits that predict token t + 1
     assert bool((gradient[: len(context) - 1] > 0).any()) is learned
     assert (gradient[len(context) - 1 : -1] > 0).all()
-    assert ("retrieved" in figures) is learned
+    assert bool(figures["retrieved"].isfinite()) is learned  # NaN: nothing to measure it on
 
 
 def test_alpha_scales_the_gradient_of_documents_and_of_nothing_else():

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# The twelve variants of a picture: mirrored or not, times the six orders of its colour channels. White, grey and black
-# stay what they are; every other hue moves.
+# The 24 variants of a picture: mirrored left and right or not, upside down or not, times the six orders of its colour
+# channels. White, grey and black stay what they are; every other hue moves.
 CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
-VARIANTS = 2 * len(CHANNEL_ORDERS)
+VARIANTS = 4 * len(CHANNEL_ORDERS)
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,11 @@ class TrainingSet:
 
 
 def variant(pixels: np.ndarray, number: int) -> np.ndarray:
-    """Variant `number` (0..11, 0 is the original) of pictures, uint8 [..., size, size, 3]."""
-    order = CHANNEL_ORDERS[number // 2]
-    turned = pixels[..., order] if number >= 2 else pixels
-    return turned[..., ::-1, :] if number % 2 else turned
+    """Variant `number` (0..23, 0 is the original) of pictures, uint8 [..., size, size, 3]."""
+    order = CHANNEL_ORDERS[number // 4]
+    turned = pixels[..., order] if number >= 4 else pixels
+    turned = turned[..., ::-1, :] if number % 2 else turned
+    return turned[..., ::-1, :, :] if number // 2 % 2 else turned
 
 
 def generator_at(seed: int, *position: int) -> np.random.Generator:

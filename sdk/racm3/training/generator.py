@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -37,6 +37,9 @@ class GeneratorModelSettings(BaseModel):
     image_offset: int = Field(32, description="position of the first image token in its document")
     max_positions: int = 4096
     tie_embeddings: bool = False
+    attention: Literal["sdpa", "eager"] = Field(
+        "sdpa", description="eager, compiled, is the faster of the two on a CPU: its fused kernel is slow backwards"
+    )
     codebook_embeddings: bool = Field(True, description="start the image embeddings from the image tokenizer's codebook")
     weight_format: str = "bfloat16"
 
@@ -92,7 +95,9 @@ def prepare_documents(
     for number in range(variants):
         for start in range(0, len(data), 2048):
             pixels = np.ascontiguousarray(variant(data.pixels[start : start + 2048], number))
-            images[start : start + 2048, number] = image_tokenizer.encode(pixels)
+            # In half precision one token in fifty falls to its second-nearest code: a variant may, an original not.
+            with torch.autocast(image_tokenizer.codebook.device.type, dtype=torch.bfloat16, enabled=number > 0):
+                images[start : start + 2048, number] = image_tokenizer.encode(pixels)
         if progress is not None:
             progress(number + 1, variants, "image tokens")
     texts = [encoding.ids for encoding in text_tokenizer.encode_batch(list(data.texts))]
@@ -127,6 +132,7 @@ class GeneratorStage(Stage):
             size_named(settings.size), vocabulary, max_positions=settings.max_positions, dropout=settings.dropout,
             tie_embeddings=settings.tie_embeddings,
         )  # fmt: skip
+        model.set_attn_implementation(settings.attention)
         if settings.codebook_embeddings:
             # Codes that look alike start alike: a random projection keeps the codebook's distances.
             codebook = self.image_tokenizer.codebook.float().cpu()
@@ -194,7 +200,7 @@ class GeneratorStage(Stage):
         # The mask is all ones, as padding stands last and weighs nothing. Without one, transformers would take the gaps
         # between positions for borders of packed sequences, and hide the documents.
         logits = model(
-            input_ids=inputs, position_ids=batch["positions"], attention_mask=torch.ones_like(inputs)
+            input_ids=inputs, position_ids=batch["positions"], attention_mask=torch.ones_like(inputs), use_cache=False
         ).logits
         loss, figures = weighted_loss(logits, batch["ids"], batch["weights"], batch["main"])
         return loss, {**figures}
@@ -240,8 +246,9 @@ def image_token_losses(
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
     logits = model(
-        input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=torch.ones_like(batch["ids"])
-    ).logits[:, :-1, vocabulary.first_image :]
+        input_ids=batch["ids"], position_ids=batch["positions"], attention_mask=torch.ones_like(batch["ids"]),
+        use_cache=False,
+    ).logits[:, :-1, vocabulary.first_image :]  # fmt: skip
     wanted = batch["ids"][:, 1:] - vocabulary.first_image
     counted = (wanted >= 0) & batch["main"][:, 1:]
     losses = torch.nn.functional.cross_entropy(

@@ -17,7 +17,7 @@ from diffusers import VQModel
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
-from .data import TrainingSet, generator_at, variant
+from .data import VARIANTS, TrainingSet, generator_at, variant
 from .recipe import read_table
 from .trainer import Progress, Stage, TrainerSettings, train
 
@@ -98,7 +98,7 @@ class ImageTokenizerStage(Stage):
         pictures = []
         for entity in rng.integers(len(self._entities), size=self.settings.batch_size):
             picture = self.data.pixels[rng.choice(self._entities[entity])]
-            number = int(rng.integers(1, 12)) if rng.random() < self.settings.recolour else 0
+            number = int(rng.integers(1, VARIANTS)) if rng.random() < self.settings.recolour else 0
             pictures.append(variant(picture, number))
         return {"pixels": torch.from_numpy(np.stack(pictures)), "quantise": step >= self.settings.free_steps}
 

@@ -42,15 +42,20 @@ def weighted_loss(
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """The weighted sum of token losses over the number of tokens of x that count; figures in nats per token.
 
-    logits: [B, T, V]; ids, weights, main: [B, T], of the tokens themselves (token t is predicted by logits t-1).
+    logits: [B, T, V]; ids, weights, main: [B, T], of the tokens themselves (token t is predicted by logits t-1). A
+    figure is NaN where a batch has no such tokens. There is no branch on a value, so that it can be compiled.
     """
+    # Shifting the targets, and not the logits, saves a copy of the largest tensor there is, and of its gradient.
+    targets, weights = ids.roll(-1, 1), torch.nn.functional.pad(weights[:, 1:], (0, 1))
     losses = torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none"
-    ).view(ids.shape[0], -1)  # [B, T-1]
-    weights, main = weights[:, 1:], main[:, 1:] & (weights[:, 1:] > 0)
+        logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+    ).view(ids.shape)  # [B, T]
+    main = main.roll(-1, 1) & (weights > 0)
     retrieved = ~main & (weights > 0)
     loss = (losses * weights).sum() / main.sum()
-    figures = {"main": (losses * main).sum().detach() / main.sum()}
-    if retrieved.any():
-        figures["retrieved"] = (losses * retrieved).sum().detach() / retrieved.sum()
+    with torch.no_grad():
+        figures = {
+            "main": (losses * main).sum() / main.sum(),
+            "retrieved": (losses * retrieved).sum() / retrieved.sum(),
+        }
     return loss, figures

@@ -49,7 +49,7 @@ class TrainerSettings(BaseModel):
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is exported")
     seed: int = 0
     log_every: int = Field(20, ge=1)
-    compile: bool = Field(False, description="torch.compile the model: faster where a C++ compiler is at hand")
+    compile: bool = Field(False, description="torch.compile model and loss: faster where a C++ compiler is at hand")
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
     save_every: int = Field(200, ge=1)
 
@@ -123,11 +123,11 @@ def train(
     if step:
         logger.info("resumed at step %d from %s", step, folder)
 
-    runner: Any = model
+    loss_of: Any = stage.loss
     if settings.compile:
         # A shape per K and padding multiple: all of them may be compiled.
         torch._dynamo.config.recompile_limit = 64
-        runner = torch.compile(model, dynamic=False)
+        loss_of = torch.compile(stage.loss, dynamic=False)
 
     model.train()
     began, steps_of_log = time.perf_counter(), 0
@@ -140,10 +140,12 @@ def train(
         for micro in range(settings.accumulation):
             batch = _to_device(stage.batch(step, micro), accelerator.device)
             with accelerator.autocast():
-                loss, figures = stage.loss(runner, batch)
+                loss, figures = loss_of(model, batch)
             accelerator.backward(loss / settings.accumulation)
             for name, value in {"loss": loss, **figures}.items():
-                seen.setdefault(name, []).append(float(value.detach() if isinstance(value, torch.Tensor) else value))
+                figure = float(value.detach() if isinstance(value, torch.Tensor) else value)
+                if not math.isnan(figure) or name == "loss":  # NaN: this batch has nothing to measure it on
+                    seen.setdefault(name, []).append(figure)
         if settings.clip is not None:
             accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         for optimizer in optimizers:

@@ -45,7 +45,7 @@ class Size:
 
 
 SIZES = {
-    "tiny": Size(6, 256, 8),
+    "tiny": Size(6, 256, 4),
     "small": Size(12, 512, 8),
     "125m": Size(12, 768, 12),
     "350m": Size(24, 1024, 16),
