@@ -52,6 +52,9 @@ class ObjectiveSettings(BaseModel):
     alpha: float = Field(0.1, ge=0, description="weight of the retrieved documents' tokens")
     k: tuple[int, ...] = Field((0, 1, 2), description="numbers of retrieved documents, in equal shares")
     batch_size: int = Field(32, ge=1, description="documents in a micro-batch")
+    text_queries: float = Field(
+        0.5, ge=0, le=1, description="share of samples whose documents were found by the first query form, the rest by the second"
+    )
     variants: float = Field(0.0, ge=0, le=1, description="share of samples with one variant on all their pictures")
     copies: tuple[float, float] = Field(
         (0.0, 0.0), description="share of samples with the document itself among the retrieved: at the start, at the end"
@@ -175,7 +178,8 @@ class GeneratorStage(Stage):
     def _context_rows(self, row: int, k: int, rng: np.random.Generator) -> list[int]:
         assert self.data.neighbours is not None
         _, forms, draws, _ = self.data.neighbours.rows.shape
-        chosen = self.data.neighbours.rows[row, rng.integers(forms), rng.integers(draws), :k]
+        form = int(rng.random() >= self.objective.text_queries) if forms == 2 else 0
+        chosen = self.data.neighbours.rows[row, form, rng.integers(draws), :k]
         return [int(r) for r in chosen[::-1] if r >= 0]
 
     def _sequence(
