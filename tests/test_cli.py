@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -80,8 +81,66 @@ def test_index_with_nothing_to_index(toy: Path, run):
     (toy / "empty/bad.png").write_bytes(b"x")
     code, out, err = run("index", "empty", "--memory", "mem", "--preset", "toy")
     assert code == 1 and out.startswith("0 documents") and "bad.png" in err
-    assert run("index", "absent", "--memory", "mem", "--preset", "toy")[0] == 1
     assert run("index", "empty", "--preset", "toy")[0] == 2, "where to?"
+
+
+def test_an_index_that_failed_leaves_nothing_behind(photos: Path, run, monkeypatch):
+    from racm3.testing import HashingRetriever
+
+    def failed(folder: str) -> str:
+        code, _, err = run("index", folder, "--memory", "new/deep/mem", "--preset", "toy")
+        assert code == 1 and not Path("new").exists()
+        return err
+
+    assert "There is no folder absent" in failed("absent")
+    Path("empty").mkdir()
+    assert "There are no pictures" in failed("empty")
+    Path("empty/bad.png").write_bytes(b"x")
+    assert "bad.png" in failed("empty")
+    monkeypatch.setattr(HashingRetriever, "encode_document", lambda *_, **__: 1 / 0)
+    assert "ZeroDivisionError" in failed("photos")
+    Path("p.toml").write_text(
+        '[retriever]\nname = "clip"\nmodel = "./absent"\n[memory]\nname = "faiss"\npath = "inside"'
+    )
+    code, _, err = run("index", photos, "--config", "p.toml")
+    assert code == 1 and "absent" in err and not Path("inside").exists()
+
+
+def test_an_index_that_failed_keeps_what_was_there_and_what_was_stored(photos: Path, memory: Path, run, monkeypatch):
+    from racm3.testing import HashingRetriever
+
+    assert run("index", "absent", "--memory", memory, "--preset", "toy")[0] == 1
+    assert len(json.loads(run("search", "a", "--memory", memory, "--preset", "toy", "--json")[1])) == 3
+    encode, calls = HashingRetriever.encode_document, []
+
+    def once(self, documents, **options):
+        calls.append(len(documents))
+        return encode(self, documents, **options) if len(calls) == 1 else 1 / 0
+
+    monkeypatch.setattr(HashingRetriever, "encode_document", once)
+    assert run("index", photos, "--memory", "other", "--preset", "toy", "--batch-size", 1)[0] == 1
+    assert calls == [1, 1]
+    assert len(json.loads(run("search", "a", "--memory", "other", "--preset", "toy", "--json")[1])) == 1
+
+
+def test_only_index_makes_a_memory(toy: Path, run):
+    Path("empty").mkdir()
+    for command in (("search", "x"), ("generate", "x")):
+        code, _, err = run(*command, "--memory", "empty", "--preset", "toy")
+        assert code == 1 and "There is no memory at empty" in err
+    assert list(Path("empty").iterdir()) == [] and not Path("toy-memory").exists()
+
+
+def test_search_says_why_nothing_was_found(memory: Path, run):
+    from racm3.memories.faiss import FaissMemory
+
+    chosen = ("--memory", memory, "--preset", "toy")
+    code, out, err = run("search", "fox", "--where", '{"path": "x"}', *chosen)
+    assert (code, out, err) == (0, "", "Nothing was found: no document passes the filter.\n")
+    with FaissMemory(memory) as stored:
+        stored.delete([document.id for document, _ in stored.items()])
+    code, out, err = run("search", "fox", "--json", *chosen)
+    assert (code, json.loads(out), err) == (0, [], "Nothing was found: the memory is empty.\n")
 
 
 def test_search_by_text_picture_and_filter(photos: Path, memory: Path, run):
@@ -113,6 +172,17 @@ def test_search_shows_a_table_without_reading_captions_as_markup(memory: Path, r
         ("search",),
         ("search", "x", "--where", "{"),
         ("search", "x", "--where", "[1]"),
+        ("search", "x", "--where", '{"year": {"$around": 2020}}'),
+        pytest.param(("search", "x", "--where", '{"a":' * 5000 + "1" + "}" * 5000), id="deep"),
+        ("search", ""),
+        ("search", " \t"),
+        ("generate", ""),
+        ("generate", " \t"),
+        ("generate", "x", "-k", "-1"),
+        ("generate", "x", "--top-p", "0"),
+        ("generate", "x", "--top-p", "nan"),
+        ("generate", "x", "--temperature", "-1"),
+        ("caption", "x.png", "--max-text-tokens", "0"),
         ("search", "x", "-k", "0"),
         ("search", "x", "--unknown"),
         ("generate",),
@@ -124,14 +194,14 @@ def test_search_shows_a_table_without_reading_captions_as_markup(memory: Path, r
 )
 def test_wrong_usage_exits_with_2(toy: Path, run, arguments):
     code, out, err = run(*arguments)
-    assert code == 2 and out == "" and "Traceback" not in err
+    assert code == 2 and out == "" and "Traceback" not in err and "Try 'racm3" in err
 
 
 def test_generate_writes_pictures(memory: Path, run):
     chosen = ("--memory", memory, "--preset", "toy", "--seed", 7)
     code, out, err = run("generate", "a fox", "--out", "deep/fox.png", "-k", 1, *chosen)
     assert code == 0 and out == "deep/fox.png\n"
-    assert "grounded on fox.png" in err and "seed 7" in err
+    assert "grounded on fox.png (0." in err and ") a fox [bold] 凧\n" in err and "--seed 7 gives the same again" in err
     assert PIL.Image.open("deep/fox.png").size == (16, 16)
     code, out, _ = run("generate", "a fox", "--out", "two.webp", "-n", 2, "-k", 1, "--json", *chosen)
     report = json.loads(out)
@@ -141,6 +211,47 @@ def test_generate_writes_pictures(memory: Path, run):
     assert np.array_equal(PIL.Image.open("again.png"), PIL.Image.open("deep/fox.png")), "the seed repeats it"
 
 
+def test_what_an_answer_is_grounded_on_takes_one_line_and_cannot_steer_the_terminal(photos: Path, run):
+    (photos / "fox.txt").write_text("a fox\x1b[31m\nthat " + "runs and " * 100, encoding="utf-8")
+    run("index", photos, "--memory", "mem", "--preset", "toy")
+    chosen = ("--where", '{"path": "fox.png"}', "--memory", "mem", "--preset", "toy")
+    _, _, err = run("generate", "a fox", *chosen)
+    (line,) = [line for line in err.splitlines() if line.startswith("grounded on fox.png")]
+    assert "a fox\ufffd[31m that runs" in line and line.endswith("…") and len(line) < 100
+    _, out, _ = run("search", "a fox", *chosen)
+    assert "\x1b" not in out and "a fox" in out
+
+
+@pytest.mark.parametrize("out", ["/proc/nope/x.png", "photos/x.png/y.png", "folder.png", f"{'x' * 300}.png"])
+@pytest.mark.parametrize("samples", [1, 2])
+def test_out_is_checked_before_anything_is_drawn(memory: Path, run, monkeypatch, out, samples):
+    from racm3.testing import PaintingGenerator
+
+    for folder in ("folder.png", "folder-2.png"):
+        Path(folder).mkdir()
+    Path("photos/x.png").touch()
+    before = sorted(Path().rglob("*"))
+    monkeypatch.setattr(PaintingGenerator, "generate", lambda *_, **__: pytest.fail("drawn in vain"))
+    code, _, err = run("generate", "x", "--out", out, "-n", samples, "--memory", memory, "--preset", "toy")
+    assert code == 1 and "cannot be written: " in err and "Give another --out." in err
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_a_picture_is_saved_whole_or_not_at_all(memory: Path, run, monkeypatch):
+    chosen = ("--memory", memory, "--preset", "toy", "-k", 1)
+    run("generate", "a fox", "--out", "x.png", "--seed", 1, *chosen)
+    first = Path("x.png").read_bytes()
+
+    def full(self, path, *_, **__):
+        Path(path).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(PIL.Image.Image, "save", full)
+    code, _, err = run("generate", "a whale", "--out", "x.png", *chosen)
+    assert code == 1 and "x.png cannot be written: No space left on device" in err
+    assert Path("x.png").read_bytes() == first and not [p for p in Path().iterdir() if p.name.startswith(".")]
+
+
 def test_caption_prints_words(memory: Path, run):
     chosen = ("--memory", memory, "--preset", "toy", "-k", 1)
     PIL.Image.new("RGB", (20, 20), COLOURS["whale"]).save("like-a-whale.png")
@@ -148,16 +259,21 @@ def test_caption_prints_words(memory: Path, run):
     assert code == 0 and out == "a whale [bold] 凧\n" and "grounded on whale.png" in err
     code, out, _ = run("caption", "like-a-whale.png", "--json", *chosen)
     assert code == 0 and json.loads(out)["outputs"][0]["filled"] == [{"text": "a whale [bold] 凧"}]
+    assert run("caption", "like-a-whale.png", "--max-text-tokens", 2, *chosen)[1] == "a whale\n"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("caption", "nope.png", "--preset", "toy"), "nope.png cannot be read"),
-        (("caption", __file__, "--preset", "toy"), "test_cli.py is not a picture"),
-        (("search", "x", "--memory", "nowhere", "--preset", "toy"), "There is no memory at nowhere"),
+        (("caption", "nope.png", "--preset", "toy"), "nope.png cannot be read: No such file or directory. Give the"),
+        (("caption", __file__, "--preset", "toy"), "in PNG, JPEG, WEBP, GIF, BMP format. Convert it"),
+        (("search", "--image", __file__, "--preset", "toy"), "test_cli.py is not a picture"),
+        (("search", "x", "--memory", "nowhere", "--preset", "toy"), "There is no memory at nowhere. Make one: racm3"),
+        (("search", "x", "--preset", "toy"), "toy-memory. Make one: racm3 index FOLDER --preset toy --memory"),
         (("search", "x", "--preset", "tyo"), "Did you mean 'toy'?"),
         (("search", "x", "--config", "nope.toml"), "There is no pipeline file nope.toml"),
+        (("search", "x", "--config", __file__), "test_cli.py is not valid TOML: "),
+        (("search", "x", "--config", "."), ". cannot be read: Is a directory. Give a TOML file"),
         (("search", "x"), "pip install racm3-emoji"),
         (("generate", "x", "--preset", "toy", "-k", "0", "--out", "/proc/nope/x.png"), "cannot be written"),
         (("demo",), "pip install racm3-emoji"),
@@ -264,6 +380,56 @@ def test_a_plugin_whose_commands_fail_does_not_break_the_others(toy: Path, insta
     assert (code, out) == (0, "hello\n") and cause in err
     listed = {info["distribution"]: info for info in json.loads(run("plugins", "--json")[1])}
     assert listed["racm3-bad"]["status"] == "broken" and cause in listed["racm3-bad"]["error"]
+
+
+def test_a_warning_is_shown_once(memory: Path, run):
+    nothing = ("--where", '{"path": "x"}', "--memory", memory, "--preset", "toy")
+    code, _, err = run("generate", "a fox", *nothing)
+    assert code == 0 and err.count("Nothing was retrieved") == 1
+    assert err.startswith("Warning: Nothing was retrieved: no document passes the filter. The answer is not grounded.")
+
+
+NOISY = """
+import logging, warnings
+from racm3.testing import HashingRetriever
+@hookimpl
+def racm3_components():
+    yield Component(Retriever, "noisy", "racm3_noisy:Noisy")
+class Noisy(HashingRetriever):
+    def encode_query(self, queries, **options):
+        logging.info("configures the root logger where nobody has")
+        logging.warning("noise of a library")
+        warnings.warn("noise of another")
+        logging.getLogger("racm3.noisy").info("a detail")
+        for _ in queries * 2:
+            logging.getLogger("racm3.noisy").warning("of %s", "interest")
+        return super().encode_query(queries, **options)
+"""
+
+
+def test_libraries_are_silent_and_what_racm3_says_is_shown_once(memory: Path, install):
+    install("racm3-noisy", NOISY)
+    Path("p.toml").write_text('[retriever]\nname = "noisy"\n[memory]\nname = "faiss"\npath = "mem"')
+    code = f"import sys; sys.path.insert(0, {str(Path('../site').resolve())!r}); from racm3.cli import main; main()"
+
+    def search(*more: str) -> str:
+        line = [sys.executable, "-c", code, "search", "fox", "--config", "p.toml", *more]
+        environment = {**os.environ, "RACM3_PLUGINS": "noisy"}
+        return subprocess.run(line, env=environment, capture_output=True, text=True, check=True).stderr
+
+    assert search() == "Warning: Of interest\n"
+    assert "WARNING:root:noise of a library" in search("--debug")
+
+
+def test_long_work_is_told_of_where_there_is_no_terminal(photos: Path, run, capsys):
+    _, _, err = run("index", photos, "--memory", "mem", "--preset", "toy")
+    assert err == "Indexing " + str(photos) + " ...\n"
+    from racm3.cli import output
+
+    with output.stages("Loading") as progress:
+        for done, stage in enumerate(("Drawing", "Captioning", "Done")):
+            progress(done, 2, stage)
+    assert capsys.readouterr().err == "Loading ...\nDrawing (1 of 2) ...\nCaptioning (2 of 2) ...\n"
 
 
 def test_version_and_no_arguments(toy: Path, run):

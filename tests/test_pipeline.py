@@ -16,10 +16,12 @@ from racm3.errors import (
     ConfigError,
     DuplicateDocument,
     EncoderMismatch,
+    FilterError,
     GenerationError,
     InvalidDocument,
     ModalityError,
     PluginError,
+    RACM3Error,
 )
 from racm3.interfaces import Output, Sampler, Selection, Skip
 from racm3.memories.faiss import FaissMemory
@@ -226,6 +228,66 @@ def test_options(pipeline: Pipeline):
     for wrong in ({"n": 0}, {"seed": -1}, {"options": {"top_p": 3}}):
         with pytest.raises(ConfigError, match="is not valid"):
             pipeline.imagine("a fox", **wrong)
+
+
+class Drafts(Options):
+    """Options of one generator."""
+
+    drafts: int = 1
+
+
+class Drafting(PaintingGenerator):
+    options_type = Drafts
+    seen: Options
+
+    def generate(self, requests, *, options):
+        self.seen = options
+        return super().generate(requests, options=options)
+
+
+@pytest.mark.parametrize("options", [{"drafts": 3, "top_p": 0.5}, Drafts(drafts=3, top_p=0.5)])
+def test_a_generator_has_options_of_its_own(options):
+    with Pipeline(HashingRetriever(), FaissMemory(), generator=Drafting()) as pipeline:
+        pipeline.imagine("a fox", k=0, options=options, seed=4)
+        assert pipeline.generator.seen == Drafts(drafts=3, top_p=0.5, seed=4)
+        pipeline.imagine("a fox", k=0, options=Options(top_p=0.5), seed=4)
+        assert pipeline.generator.seen == Drafts(top_p=0.5, seed=4), "the common options, as its own"
+        with pytest.raises(ConfigError, match=r"no setting 'draft'.*Did you mean 'drafts'"):
+            pipeline.imagine("a fox", k=0, options={"draft": 3})
+
+
+def test_a_filter_is_checked_before_anything_is_encoded(pipeline: Pipeline, monkeypatch):
+    monkeypatch.setattr(HashingRetriever, "encode_query", lambda *_, **__: pytest.fail("encoded in vain"))
+    for ask in (pipeline.search, pipeline.imagine):
+        with pytest.raises(FilterError, match=r"No operator '\$around'"):
+            ask("a fox", where={"year": {"$around": 2020}})
+
+
+def test_a_pipeline_that_cannot_be_made_leaves_no_memory(tmp_path: Path):
+    memory = {"name": "faiss", "path": str(tmp_path / "memory")}
+    clip = {"name": "clip", "model": str(tmp_path / "absent")}
+    cm3 = {"name": "cm3", "checkpoint": 1}
+    for tables in ({"retriever": clip}, {"retriever": {"name": "clip", "pretrained": "absent"}, "generator": cm3}):
+        with pytest.raises(RACM3Error):
+            Pipeline.from_config({**tables, "memory": memory})
+        assert not (tmp_path / "memory").exists()
+
+
+def test_an_answer_that_is_not_grounded_says_why(pipeline: Pipeline):
+    class Choosy(Sampler):
+        def sample(self, query, hits, *, k, rng):
+            return Selection([], [Skip(hit, "not this one") for hit in hits])
+
+    empty = Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator())
+    choosy = Pipeline(pipeline.retriever, pipeline.memory, Choosy(), pipeline.generator)
+    for asked, where, why in (
+        (empty, {"n": 99}, "the memory is empty"),
+        (pipeline, {"n": 99}, "no document passes the filter"),
+        (choosy, None, "the sampler passed over every document"),
+    ):
+        with pytest.warns(UserWarning, match=f"Nothing was retrieved: {why}") as caught:
+            asked.imagine("a fox", where=where)
+        assert caught[0].filename == __file__
 
 
 def test_a_prompt_with_nothing_to_search_by_retrieves_nothing(pipeline: Pipeline, recwarn):

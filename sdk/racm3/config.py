@@ -2,6 +2,7 @@
 
     [retriever]
     name = "clip"
+    model = "./encoder"
     [memory]
     name = "faiss"
     path = "./memory"                   # a path is relative to the file that it stands in
@@ -87,10 +88,11 @@ def _read(path: Path) -> dict[str, Any]:
             return tomllib.load(file)
     except FileNotFoundError:
         raise ConfigError(f"There is no pipeline file {path}.", "Is the path right?") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid TOML: {error}.") from error
+        raise ConfigError(f"{path} is not valid TOML: {error}.", "Write [table] and key = value lines.") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        why = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path} cannot be read: {why}.", "Give a TOML file that can be read.") from error
 
 
 def _checked(

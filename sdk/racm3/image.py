@@ -109,9 +109,11 @@ class Image:
                 warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
                 opened = PIL.Image.open(io.BytesIO(self.data), formats=FORMATS)
         except PIL.UnidentifiedImageError as error:
-            raise InvalidImage(f"{self.origin} is not a picture in {', '.join(FORMATS)} format.") from error
+            raise InvalidImage(
+                f"{self.origin} is not a picture in {', '.join(FORMATS)} format.", "Convert it to one of these."
+            ) from error
         except Exception as error:
-            raise InvalidImage(f"{self.origin} cannot be decoded: {error}.") from error
+            raise self._undecodable(error) from error
         self._check_pixels(opened.size)
         return self._decoded(opened)
 
@@ -119,7 +121,10 @@ class Image:
         try:
             return _to_rgb(opened)
         except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError, struct.error ... on bad files
-            raise InvalidImage(f"{self.origin} cannot be decoded: {error}.") from error
+            raise self._undecodable(error) from error
+
+    def _undecodable(self, error: Exception) -> InvalidImage:
+        return InvalidImage(f"{self.origin} cannot be decoded: {error}.", "Is the file whole?")
 
     @property
     def size(self) -> tuple[int, int]:
@@ -171,7 +176,8 @@ def _read_file(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             return file.read(limit + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise InvalidImage(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+        why = getattr(error, "strerror", None) or error
+        raise InvalidImage(f"{path} cannot be read: {why}.", "Give the path of a picture.") from error
 
 
 def _from_array(array: np.ndarray) -> PIL.Image.Image:

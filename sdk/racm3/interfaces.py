@@ -264,10 +264,15 @@ class Sampler(ABC):
 
 
 class Generator(ABC):
-    """Fills the blanks of prompts, grounded on documents."""
+    """Fills the blanks of prompts, grounded on documents.
+
+    options_type: a subclass of `Options`, where the generator has options of its own; whatever a pipeline is given is
+    checked against it, and `generate` gets an instance of it.
+    """
 
     accepts: frozenset[Modality]
     emits: frozenset[Modality]
+    options_type: type[Options] = Options
 
     @property
     def fingerprint(self) -> str:

@@ -34,7 +34,7 @@ from .interfaces import (
     Where,
 )
 from .registry import registry
-from .retrieval import Clock, encode_queries, nearest_hits, retrieve, without_blanks
+from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
 from .settings import validate
 
 if TYPE_CHECKING:
@@ -97,11 +97,12 @@ class Pipeline:
         from .config import PipelineConfig, load_config
 
         config = source if isinstance(source, PipelineConfig) else load_config(source, overrides=overrides)
-        retriever = config.retriever.create()
+        retriever, sampler = config.retriever.create(), config.sampler.create()
+        generator = None if config.generator is None else config.generator.create()
+        _ = retriever.encoder  # what cannot be found is found out before a new memory leaves its files behind
         memory = config.memory.create()
         try:
-            generator = None if config.generator is None else config.generator.create()
-            return cls(retriever, memory, config.sampler.create(), generator)
+            return cls(retriever, memory, sampler, generator)
         except BaseException:
             memory.close()
             raise
@@ -154,6 +155,7 @@ class Pipeline:
     def search(self, query: str | Document | Picture, k: int = 10, where: Where | None = None) -> list[Hit]:
         """The k documents nearest to a text, a picture (a `Path` is a picture's), or a document with both; best first."""
         _check_count("k", k, least=0)
+        check_filter(where)
         shown = without_blanks(_as_document(query))
         if shown is None:
             raise ModalityError("A search needs a text or a picture, and the query has neither.")
@@ -201,13 +203,15 @@ class Pipeline:
         """Fill the blanks of a prompt, or of several at once, grounded on documents from the memory.
 
         k: how many documents (0: none). where: a filter on their metadata. context: documents given by hand instead of
-        retrieved ones. n: samples. seed: drawn and recorded when None; it repeats the whole call. options: the rest.
+        retrieved ones. n: samples. seed: drawn and recorded when None; it repeats the whole call. options: the rest,
+        as the generator's own `options_type` (`Options`, or a subclass) or as a mapping with some of its fields.
         """
         single = isinstance(prompts, Document)
         asked = [prompts] if isinstance(prompts, Document) else list(prompts)
         generator = self._generator_for(asked)
         _check_count("k", k, least=0)
-        settings = _options(options, n=n, seed=seed)
+        settings = _options(generator.options_type, options, n=n, seed=seed)
+        check_filter(where)
         spent: dict[str, float] = {}
         if context is None:
             selections = retrieve(
@@ -307,9 +311,10 @@ def _as_document(given: str | Document | Picture) -> Document:
     return Document(given if isinstance(given, (str, Image, Text, Blank)) else Image(given))
 
 
-def _options(options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None) -> Options:
-    """All options in one: `n` and `seed` are short for the fields of the same name."""
-    kind = type(options) if isinstance(options, Options) else Options
+def _options(own: type[Options], options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None) -> Options:
+    """All options in one, of the generator's own type: `n` and `seed` are short for the fields of the same name."""
+    # A subclass that the generator does not name is the caller's business.
+    kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
     given = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
     if n != 1 or "n" not in given:
         given["n"] = n

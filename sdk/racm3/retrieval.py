@@ -5,7 +5,6 @@ Nothing of a prompt's blanks is known here, so nothing of the answer can leak in
 
 from __future__ import annotations
 
-import logging
 import time
 import warnings
 from collections.abc import Sequence
@@ -14,16 +13,33 @@ from typing import TYPE_CHECKING
 from .crossing import checked_hits, checked_selection, checked_vectors
 from .document import Document, Image, Text
 from .interfaces import Hit, MemoryStore, Query, Retriever, Sampler, Selection, Where
+from .memories.where import parse
 from .registry import registry
 
 if TYPE_CHECKING:
     import numpy as np
 
-logger = logging.getLogger(__name__)
-
 # Candidates asked for at first: enough that the sampler seldom runs out (method, section 3).
 MIN_POOL = 64
 POOL_PER_DOCUMENT = 16
+
+
+class NotGrounded(UserWarning):
+    """An answer stands on no document, although some were asked for."""
+
+
+def check_filter(where: Where | None) -> None:
+    """Raise `FilterError` for a filter that is not well formed: all memories have one language, and what is wrong in it
+    is said before any weights are loaded."""
+    if where is not None:
+        parse(where)
+
+
+def why_nothing(memory: MemoryStore, where: Where | None) -> str:
+    """In words, why a search found no document."""
+    if not len(memory):
+        return "the memory is empty"
+    return "no document passes the filter" if where else "the memory gave no document"
 
 
 def without_blanks(prompt: Document) -> Document | None:
@@ -88,9 +104,9 @@ def retrieve(
     for index in queries:
         registry().notify_retrieved(Query(prompts[index], vectors[index]), selections[index])
     if not any(selections[index].hits for index in queries):
-        why = "no document passes the filter" if where and len(memory) else "the memory is empty"
-        logger.warning("Nothing was retrieved: %s.", why)
-        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", stacklevel=4)
+        passed_over = any(selections[index].skipped for index in queries)
+        why = "the sampler passed over every document" if passed_over else why_nothing(memory, where)
+        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", NotGrounded, stacklevel=4)
     return selections
 
 

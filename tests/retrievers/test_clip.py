@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from racm3.config import load_config
 from racm3.document import Blank, Document, Image
 from racm3.errors import CheckpointError, ConfigError, ModalityError, WeightsNotFound
 from racm3.retrievers.clip import ClipRetriever, _literal, drop_patches, drop_tokens
@@ -57,6 +59,25 @@ def retriever(checkpoint) -> ClipRetriever:
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image:
     return Image(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_folder_in_a_pipeline_file_is_relative_to_the_file(checkpoint, tmp_path):
+    file = checkpoint.parent / "p.toml"
+    for model, expected in (("model", checkpoint), ("./model", checkpoint), ("ViT-B-32", "ViT-B-32")):
+        file.write_text(f'[retriever]\nname = "clip"\nmodel = "{model}"\n[memory]\nname = "faiss"')
+        assert load_config(file).retriever.settings["model"] == expected
+    weights = checkpoint.parent / "tiny.safetensors"
+    weights.touch()
+    for pretrained, expected in (("tiny.safetensors", weights), ("laion2b_s34b_b79k", "laion2b_s34b_b79k")):
+        file.write_text(f'[retriever]\nname = "clip"\npretrained = "{pretrained}"\n[memory]\nname = "faiss"')
+        assert load_config(file).retriever.settings["pretrained"] == expected
+    assert ClipRetriever(checkpoint).encoder == ClipRetriever(str(checkpoint)).encoder
+
+
+def test_loading_leaves_the_root_logger_alone(checkpoint, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    ClipRetriever(checkpoint, device="cpu").encode_query([Document("a boat")])
+    assert logging.getLogger().handlers == []
 
 
 @pytest.fixture

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from racm3.cli import output
-from racm3.errors import ConfigError
+from racm3.cli.writing import cannot_write, check_folder
+
+if TYPE_CHECKING:
+    from racm3 import Generation
 
 RUN = Path("runs/emoji")
 
@@ -37,7 +40,9 @@ def demo(
 ) -> None:
     """Draw and caption things that the model never saw, with and without looking them up."""
     began = time.perf_counter()
-    with output.progress("Loading the models") as progress:
+    out = out.expanduser()
+    check_folder(out)
+    with output.stages("Loading the models") as progress:
         # Here, and not above: `racm3 --help` must not wait for any of it.
         from racm3 import Pipeline
 
@@ -46,48 +51,64 @@ def demo(
 
         with Pipeline.from_preset("emoji") as pipeline:
             comparisons = compare(pipeline, count, seed, progress)
-            try:
-                out.mkdir(parents=True, exist_ok=True)
-                pictures = write_pictures(comparisons, out)
-                page = out / "index.html"
-                page.write_text(render(comparisons, seed=seed, seconds=time.perf_counter() - began), encoding="utf-8")
-            except OSError as error:
-                raise ConfigError(f"Cannot write to {out}: {error.strerror or error}.", "Give another --out.") from error
+    page = out / "index.html"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        pictures = write_pictures(comparisons, out)
+        page.write_text(render(comparisons, seed=seed, seconds=time.perf_counter() - began), encoding="utf-8")
+    except OSError as error:
+        raise cannot_write(out, error) from error
     if json:
         output.print_json(
             {
-                "page": str(page.resolve()), "pictures": [str(path.resolve()) for path in pictures],
-                "seed": seed, "seconds": round(time.perf_counter() - began, 1),
+                "page": str(page.resolve()),
+                "pictures": [str(path.resolve()) for path in pictures],
+                "seed": seed,
+                "seconds": round(time.perf_counter() - began, 1),
                 "things": [
                     {
                         "prompt": c.truth.texts[0],
-                        "documents": [{"id": hit.id, "text": hit.document.text, "score": hit.score} for hit in c.drawn.hits],
-                        "caption": c.captioned.text, "caption_without": c.captioned_alone.text,
+                        "drawing": {"documents": _looked_up(c.drawn)},
+                        "captioning": {
+                            "documents": _looked_up(c.captioned),
+                            "caption": c.captioned.text,
+                            "caption_without": c.captioned_alone.text,
+                        },
                     }
                     for c in comparisons
                 ],
             }
-        )  # fmt: skip
+        )
         return
+    typer.echo("From words to a picture\n")
     output.table(
-        ["prompt", "documents that were looked up", "caption with", "caption without"],
+        ["prompt", "documents that were looked up"],
+        [[c.truth.texts[0], _listed(c.drawn)] for c in comparisons],
+    )
+    typer.echo("\nFrom a picture to words\n")
+    output.table(
+        ["picture", "documents that were looked up", "caption with them", "caption without"],
         [
-            [
-                c.truth.texts[0],
-                "; ".join(f"{hit.document.text} ({hit.score:.2f})" for hit in c.drawn.hits if hit.score is not None),
-                c.captioned.text or "", c.captioned_alone.text or "",
-            ]
+            [c.truth.texts[0], _listed(c.captioned), c.captioned.text or "", c.captioned_alone.text or ""]
             for c in comparisons
         ],
-    )  # fmt: skip
+    )
     typer.echo(f"\n{len(pictures)} pictures in {out.resolve()}\nOpen {page.resolve()} in a browser.")
+
+
+def _looked_up(generation: Generation) -> list[dict[str, Any]]:
+    return [{"id": hit.id, "text": hit.document.text, "score": hit.score} for hit in generation.hits]
+
+
+def _listed(generation: Generation) -> str:
+    return "\n".join(f"{hit.score:.2f} {output.shortened(hit.document.text)}" for hit in generation.hits)
 
 
 def build(json: _Json = False) -> None:
     """Fetch the drawings (npm packages, checked by hash) and prepare the emoji world in the cache folder."""
     from .world import build as build_world
 
-    with output.progress("The emoji world") as progress:
+    with output.progress("Building the emoji world") as progress:
         world = build_world(progress=progress)
     counts = {
         split: {
@@ -125,8 +146,7 @@ def train(
         if not stages and (run / stage / "model").is_dir():
             output.note(f"{stage} is trained already: {run / stage / 'model'}")
             continue
-        output.note(f"Training {stage} in {run / stage}")
-        with output.progress(stage) as progress:
+        with output.progress(f"Training {stage} in {run / stage}") as progress:
             figures[stage] = train_stage(chosen, stage, progress)
         if not json:
             typer.echo(f"{stage}: " + ", ".join(f"{name} {value:.4g}" for name, value in figures[stage].items()))
@@ -140,7 +160,8 @@ def bundle(run: _Run = RUN, hardware: _Hardware = "cpu", out: Annotated[Path | N
     from .stages import Run, recipes_for
     from .world import build as build_world
 
-    with output.progress("Bundle") as progress:
+    check_folder(out or BUNDLE)
+    with output.progress("Bundling") as progress:
         assemble(Run(run, recipes_for(hardware), build_world()), out or BUNDLE, progress)
     size = sum(path.stat().st_size for path in (out or BUNDLE).rglob("*") if path.is_file())
     typer.echo(f"{size / 1e6:.1f} MB in {out or BUNDLE}")
@@ -161,7 +182,8 @@ def evaluate(
     """Measure everything on entities that were never trained on, and write a report."""
     from .report import evaluate_bundle, write_report
 
-    with output.progress("Evaluation") as progress:
+    check_folder(out)
+    with output.progress("Evaluating") as progress:
         results = evaluate_bundle(
             bundle, vanilla, split=split, temperature=temperature, top_p=top_p, seeds=seeds, progress=progress
         )

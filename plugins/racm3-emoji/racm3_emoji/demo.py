@@ -61,15 +61,15 @@ def compare(pipeline: Pipeline, count: int, seed: int, progress: Progress) -> li
     answers = []
     for done, (what, prompts, k, options) in enumerate(
         [
-            ("drawing with documents", drawing, 2, DRAWING),
-            ("drawing without", drawing, 0, DRAWING),
-            ("captions with documents", captioning, 2, CAPTION),
-            ("captions without", captioning, 0, CAPTION),
+            ("Drawing, with documents", drawing, 2, DRAWING),
+            ("Drawing, without", drawing, 0, DRAWING),
+            ("Captioning, with documents", captioning, 2, CAPTION),
+            ("Captioning, without", captioning, 0, CAPTION),
         ]
     ):
         progress(done, 4, what)
         answers.append(pipeline.generate(prompts, k=k, seed=seed, options=options))
-    progress(4, 4, "done")
+    progress(4, 4, "Done")
     return [Comparison(*row) for row in zip(truths, *answers, strict=True)]
 
 

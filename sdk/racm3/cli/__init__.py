@@ -8,7 +8,8 @@ from collections.abc import Sequence
 def main(argv: Sequence[str] | None = None) -> None:
     """Run `racm3` with the given arguments (default: those of the process), and exit.
 
-    Exit codes: 0; 1 for an error that racm3 names; 2 for wrong usage; 130 when interrupted.
+    Exit codes: 0; 1 for what is wrong with files, memories, models and pipelines; 2 for what can be seen to be wrong on
+    the command line alone (an empty text, a number out of range, a filter that is not well formed); 130 when interrupted.
     """
     from .app import run
 

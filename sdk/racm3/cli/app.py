@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
@@ -103,9 +103,7 @@ def run(argv: Sequence[str] | None = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that lacks a character still gets the rest
             stream.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
-        if not debug:
-            warnings.showwarning = output.warn
+    with nullcontext() if debug else output.warnings_shown():
         try:
             build().main(args=arguments, prog_name="racm3")
         except RACM3Error as error:

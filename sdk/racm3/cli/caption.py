@@ -20,8 +20,7 @@ from .options import (
     TemperatureOption,
     TopPOption,
     WhereOption,
-    open_pipeline,
-    parse_where,
+    chosen_pipeline,
 )
 
 
@@ -33,6 +32,7 @@ def caption(
     where: WhereOption = None,
     temperature: TemperatureOption = 1.0,
     top_p: TopPOption = 1.0,
+    max_text_tokens: Annotated[int, typer.Option(min=1, help="The longest that a caption may get.")] = 64,
     memory: MemoryOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
@@ -41,12 +41,13 @@ def caption(
     """Describe a picture in words, grounded on documents from the memory."""
     from ..document import Image
     from ..generation import filled_parts
+    from ..pipeline import Pipeline
 
-    picture, wanted = Image(image), parse_where(where)
+    picture = Image(image)
     _ = picture.picture  # a broken file is found out before any weights are loaded
-    with open_pipeline(config, preset, memory) as pipeline, output.working("Looking"):
-        options = {"temperature": temperature, "top_p": top_p}
-        generation = pipeline.caption(picture, k=k, where=wanted, n=n, seed=seed, options=options)
+    with Pipeline.from_config(chosen_pipeline(config, preset, memory)) as pipeline, output.working("Looking"):
+        options = {"temperature": temperature, "top_p": top_p, "max_text_tokens": max_text_tokens}
+        generation = pipeline.caption(picture, k=k, where=where, n=n, seed=seed, options=options)
     if as_json:
         output.print_json(generation.to_json())
         return

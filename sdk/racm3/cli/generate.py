@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError
 from . import output
 from .options import (
     ConfigOption,
@@ -20,9 +19,10 @@ from .options import (
     TemperatureOption,
     TopPOption,
     WhereOption,
-    open_pipeline,
-    parse_where,
+    chosen_pipeline,
+    given_text,
 )
+from .writing import cannot_write, check_file, save_picture
 
 if TYPE_CHECKING:
     from ..generation import Generation
@@ -47,14 +47,18 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw a caption, grounded on documents from the memory."""
+    from ..pipeline import Pipeline
+
+    caption = given_text(caption, "give a text that says what to draw", option="CAPTION")
     if out.suffix.lower() not in SUFFIXES:
         raise typer.BadParameter(f"a picture's name ends in one of {' '.join(SUFFIXES)}", param_hint="--out")
-    wanted = parse_where(where)
-    with open_pipeline(config, preset, memory) as pipeline:
-        with output.working("Drawing"):
-            options = {"temperature": temperature, "top_p": top_p}
-            generation = pipeline.imagine(caption, k=k, where=wanted, n=n, seed=seed, options=options)
-        files = _save(generation, out)
+    files = _files(out.expanduser(), n)
+    for file in {files[0], files[-1]}:
+        check_file(file)
+    with Pipeline.from_config(chosen_pipeline(config, preset, memory)) as pipeline, output.working("Drawing"):
+        options = {"temperature": temperature, "top_p": top_p}
+        generation = pipeline.imagine(caption, k=k, where=where, n=n, seed=seed, options=options)
+    _save(generation, files)
     if as_json:
         output.print_json({**generation.to_json(), "files": [str(file) for file in files]})
         return
@@ -64,26 +68,26 @@ def generate(
 
 
 def tell_grounds(generation: Generation) -> None:
-    """A note on what an answer was grounded on, and how to repeat it."""
+    """Notes on what an answer was grounded on, one document a line, and on how to repeat it."""
     for hit in generation.hits:
         score = "by hand" if hit.score is None else f"{hit.score:.3f}"
-        output.note(f"grounded on {hit.id} ({score}) {hit.document.text}".rstrip())
-    output.note(f"seed {generation.seed}")
+        output.note(f"grounded on {hit.id} ({score}) {output.shortened(hit.document.text)}".rstrip())
+    output.note(f"--seed {generation.seed} gives the same again")
 
 
-def _save(generation: Generation, out: Path) -> list[Path]:
+def _files(out: Path, n: int) -> list[Path]:
+    return [out] if n == 1 else [out.with_stem(f"{out.stem}-{number}") for number in range(1, n + 1)]
+
+
+def _save(generation: Generation, files: list[Path]) -> None:
     from ..document import Image
     from ..generation import filled_parts
 
     samples = [filled_parts(generation.prompt, sample.document) for sample in generation.outputs]
     pictures = [part for parts in samples for part in parts if isinstance(part, Image)]
-    files = [
-        out if len(pictures) == 1 else out.with_stem(f"{out.stem}-{number}") for number in range(1, len(pictures) + 1)
-    ]
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        for picture, file in zip(pictures, files, strict=True):
-            picture.picture.save(file)
-    except OSError as error:
-        raise ConfigError(f"{out} cannot be written: {error.strerror or error}.") from error
-    return files
+    for picture, file in zip(pictures, files, strict=True):
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            save_picture(picture, file)
+        except OSError as error:
+            raise cannot_write(file, error) from error

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import time
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +13,7 @@ import typer
 
 from ..errors import ConfigError
 from . import output
-from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, open_pipeline
+from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline, memory_path
 
 
 class OnDuplicate(StrEnum):
@@ -37,18 +39,27 @@ def index(
     if memory is None and config is None:
         raise typer.BadParameter("say where to keep the documents", param_hint="--memory")
     from ..collection import read_folder
+    from ..pipeline import Pipeline
 
+    chosen = chosen_pipeline(config, preset, memory, writes=True, generates=False)
     skipped: list[tuple[str, Exception]] = []
-    started = time.perf_counter()
-    with (
-        open_pipeline(config, preset, memory, writes=True, generates=False) as pipeline,
-        output.progress("Indexing") as progress,
-    ):
-        before = len(pipeline.memory)
-        documents = read_folder(folder, on_skip=lambda path, error: skipped.append((path, error)), progress=progress)
-        ids = pipeline.add(documents, batch_size=batch_size, on_duplicate=on_duplicate.value)
-        pipeline.memory.flush()
-        stored = len(pipeline.memory)
+    started, stored = time.perf_counter(), 0
+    new = _not_there_yet(memory_path(chosen))
+    try:
+        with output.progress(f"Indexing {folder}") as progress:
+            documents = read_folder(
+                folder, on_skip=lambda path, error: skipped.append((path, error)), progress=progress
+            )
+            with Pipeline.from_config(chosen) as pipeline:
+                before = len(pipeline.memory)
+                try:
+                    ids = pipeline.add(documents, batch_size=batch_size, on_duplicate=on_duplicate.value)
+                    pipeline.memory.flush()
+                finally:
+                    stored = len(pipeline.memory)
+    finally:
+        if not stored:
+            _remove(new)
     if not ids and not skipped:
         raise ConfigError(f"There are no pictures in {folder}.", "PNG, JPEG, WebP, GIF and BMP files are read.")
     if as_json:
@@ -69,3 +80,17 @@ def index(
             output.note(f"  {path}: {error}")
     if not ids:
         raise typer.Exit(1)
+
+
+def _not_there_yet(path: Path | None) -> list[Path]:
+    """What would be made to have a memory at a path: the path itself, and those of its folders that are missing."""
+    return [] if path is None else [place for place in (path, *path.parents) if not place.exists()]
+
+
+def _remove(made: list[Path]) -> None:
+    """Take back an empty memory, so that what failed leaves nothing behind."""
+    if made:
+        shutil.rmtree(made[0], ignore_errors=True)
+    with suppress(OSError):  # missing, or no longer empty
+        for folder in made[1:]:
+            folder.rmdir()

@@ -3,21 +3,61 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shlex
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError
+from ..errors import ConfigError, FilterError
+from ..interfaces import Options
 from ..registry import registry
 
 if TYPE_CHECKING:
     from ..config import PipelineConfig
-    from ..pipeline import Pipeline
 
 DEFAULT_PRESET = "emoji"
+
+
+def parse_where(text: str) -> Mapping[str, Any]:
+    """The filter of `--where`, checked as far as that can be done without a memory."""
+    from ..retrieval import check_filter
+
+    try:
+        where = json.loads(text)
+        if not isinstance(where, dict):
+            raise typer.BadParameter("a JSON object is needed")
+        check_filter(where)
+    except FilterError as error:
+        raise typer.BadParameter(str(error)) from error
+    except (ValueError, RecursionError) as error:
+        raise typer.BadParameter(f"not valid JSON: {error}") from error
+    return where
+
+
+def _fits(option: str) -> Callable[[Any], Any]:
+    """A callback that holds a value against the field of `Options`, where its range is written."""
+
+    def check(value: Any) -> Any:
+        from pydantic import ValidationError
+
+        try:
+            Options(**{option: value})
+        except ValidationError as error:
+            raise typer.BadParameter(error.errors()[0]["msg"]) from error
+        return value
+
+    return check
+
+
+def given_text(text: str | None, hint: str, *, option: str) -> str:
+    """A text that was given on the command line. An empty one, or one of spaces alone, is none: wrong usage."""
+    if text is None or not text.strip():
+        raise typer.BadParameter(hint, param_hint=option)
+    return text
+
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", metavar="FILE", help="A pipeline file (TOML).")]
 PresetOption = Annotated[
@@ -28,45 +68,58 @@ MemoryOption = Annotated[
     Path | None, typer.Option("--memory", metavar="PATH", help="Keep to this memory, not to the pipeline's own.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
-WhereOption = Annotated[
-    str | None,
-    typer.Option("--where", metavar="JSON", help='Only documents whose metadata fit: {"year": {"$gt": 2020}}'),
-]
 DocumentsOption = Annotated[int, typer.Option("-k", min=0, help="How many documents to ground the answer on.")]
 SamplesOption = Annotated[int, typer.Option("-n", min=1, help="How many samples.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Repeats an answer. Default: drawn, and told.")]
-TemperatureOption = Annotated[float, typer.Option("--temperature", min=0, help="0: the most likely answer.")]
-TopPOption = Annotated[float, typer.Option("--top-p", max=1, help="Only the likeliest tokens, this much of them.")]
+WhereOption = Annotated[
+    Mapping[str, Any] | None,
+    typer.Option(
+        "--where", parser=parse_where, metavar="JSON",
+        help='Only documents whose metadata fit: {"year": {"$gt": 2020}}',
+    ),
+]  # fmt: skip
+TemperatureOption = Annotated[
+    float, typer.Option("--temperature", callback=_fits("temperature"), help="0: the most likely answer.")
+]
+TopPOption = Annotated[
+    float,
+    typer.Option(
+        "--top-p", callback=_fits("top_p"), help="Only the likeliest tokens, this much of them: above 0, up to 1."
+    ),
+]
 
 
-def parse_where(text: str | None) -> Mapping[str, Any] | None:
-    """The filter of `--where`."""
-    if text is None:
-        return None
-    try:
-        where = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise typer.BadParameter(f"not valid JSON: {error}", param_hint="--where") from error
-    if not isinstance(where, dict):
-        raise typer.BadParameter("a JSON object is needed", param_hint="--where")
-    return where
-
-
-def open_pipeline(
+def chosen_pipeline(
     config: Path | None, preset: str | None, memory: Path | None, *, writes: bool = False, generates: bool = True
-) -> Pipeline:
+) -> PipelineConfig:
     """The pipeline that the options choose. writes: the memory may be new; otherwise it has to be there."""
-    from ..pipeline import Pipeline
-
-    if memory is not None and not writes and not memory.expanduser().exists():
-        raise ConfigError(f"There is no memory at {memory}.", f"Make one: racm3 index FOLDER --memory {memory}")
     chosen = _configured(config, preset)
     if memory is not None:
         # The component stays; its other settings belong to the memory that is not used.
         chosen = replace(chosen, memory=replace(chosen.memory, settings={"path": memory.expanduser().absolute()}))
-    if not generates:
-        chosen = replace(chosen, generator=None)
-    return Pipeline.from_config(chosen)
+    path = memory_path(chosen)
+    if path is not None and not writes and _is_missing(path):
+        again = ["--config", str(config)] if config else ["--preset", preset] if preset else []
+        if memory is not None or config is None:
+            again += ["--memory", str(memory or path)]
+        raise ConfigError(
+            f"There is no memory at {memory or path}.", f"Make one: racm3 index FOLDER {shlex.join(again)}"
+        )
+    return chosen if generates else replace(chosen, generator=None)
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether a memory would be made at a path, because there is nothing, or an empty folder."""
+    try:
+        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
+    except OSError:
+        return False  # what is wrong, the memory says
+
+
+def memory_path(chosen: PipelineConfig) -> Path | None:
+    """Where a pipeline's memory lies, if it is a file or a folder on this machine."""
+    path = chosen.memory.settings.get("path")
+    return path if isinstance(path, Path) else None
 
 
 def _configured(config: Path | None, preset: str | None) -> PipelineConfig:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
+import unicodedata
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,20 +34,66 @@ def print_json(value: Any) -> None:
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
 
 
+def printable(text: str) -> str:
+    """Without control characters: a caption or a file name must not tell the terminal what to do."""
+    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+
+
+def shortened(text: str, width: int = 60) -> str:
+    """A text on one line, cut to so many columns of a terminal."""
+    from rich.text import Text
+
+    line = Text(printable(" ".join(text.split())))
+    line.truncate(width, overflow="ellipsis")
+    return line.plain
+
+
 def note(message: str) -> None:
-    console().print(message, style="dim", soft_wrap=True)
+    console().print(printable(message), style="dim", soft_wrap=True)
 
 
 def error(message: str, hint: str = "") -> None:
-    console().print(f"Error: {message}", style="red", soft_wrap=True)
+    console().print(f"Error: {printable(message)}", style="red", soft_wrap=True)
     if hint:
-        console().print(hint, soft_wrap=True)
+        console().print(printable(hint), soft_wrap=True)
 
 
-def warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-    """In place of `warnings.showwarning`: what racm3 has to say, and nothing of what libraries tell programmers."""
-    if category.__module__.startswith("racm3.") or category is UserWarning:
-        console().print(f"Warning: {message}", style="yellow", soft_wrap=True)
+class _Warnings(logging.Handler):
+    """What racm3 and its plugins have to say, each thing once, and nothing of what libraries tell programmers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: set[str] = set()
+
+    def say(self, message: str) -> None:
+        if message not in self.said:
+            self.said.add(message)
+            console().print(f"Warning: {printable(message[:1].upper() + message[1:])}", style="yellow", soft_wrap=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.say(record.getMessage())
+
+    def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+        """In place of `warnings.showwarning`."""
+        if category.__module__.startswith("racm3"):
+            self.say(str(message))
+
+
+@contextmanager
+def warnings_shown() -> Iterator[None]:
+    """Inside, warnings and the log are one: what matters of both is shown once, in one style."""
+    shown, silent = _Warnings(), logging.NullHandler()
+    # The root logger gets a handler that does nothing: libraries configure one that shows all where there is none.
+    handlers = {logging.getLogger("racm3"): shown, logging.getLogger(): silent}
+    with warnings.catch_warnings():
+        warnings.showwarning = shown.show
+        for logger, handler in handlers.items():
+            logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            for logger, handler in handlers.items():
+                logger.removeHandler(handler)
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
@@ -56,20 +105,41 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))
+        made.add_row(*(Text(printable(cell)) for cell in row))
     answer_console().print(made)
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """A bar on stderr, drawn on terminals only; gives the callback that moves it."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
+    """A bar on stderr, or a line where that is no terminal; gives the callback that moves it."""
     drawn = console()
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=drawn, transient=True, disable=not drawn.is_terminal) as bar:
+    if not drawn.is_terminal:
+        note(f"{label} ...")
+        yield lambda *_: None
+        return
+    with _bar(drawn) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total, _: bar.update(task, completed=done, total=total or None)
+
+
+@contextmanager
+def stages(label: str) -> Iterator[Progress]:
+    """The same for a few stages, each of them named when it begins: off a terminal, a line for each."""
+    drawn = console()
+    if not drawn.is_terminal:
+        note(f"{label} ...")
+        yield lambda done, total, stage: note(f"{stage} ({done + 1} of {total}) ...") if done < total else None
+        return
+    with _bar(drawn) as bar:
+        task = bar.add_task(label, total=None)
+        yield lambda done, total, stage: bar.update(task, completed=done, total=total, description=stage)
+
+
+def _bar(drawn: Any) -> Any:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=drawn, transient=True)
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import output
-from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, WhereOption, open_pipeline, parse_where
+from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, WhereOption, chosen_pipeline, given_text
 
 
 def search(
@@ -23,26 +22,29 @@ def search(
     as_json: JsonOption = False,
 ) -> None:
     """Search by text, by picture, or by both."""
-    if not query and image is None:
-        raise typer.BadParameter("give a text, or a picture with --image", param_hint="QUERY")
+    if image is None:
+        query = given_text(query, "give a text, or a picture with --image", option="QUERY")
     from ..document import Document, Image, Part
     from ..generation import hit_to_json
+    from ..pipeline import Pipeline
+    from ..retrieval import why_nothing
 
-    wanted = parse_where(where)
     parts: list[Part | str] = [query] if query else []
     if image is not None:
-        parts.append(Image(image))
-    with open_pipeline(config, preset, memory, generates=False) as pipeline:
+        parts.append(shown := Image(image))
+        _ = shown.picture  # a broken file is found out before any weights are loaded
+    with Pipeline.from_config(chosen_pipeline(config, preset, memory, generates=False)) as pipeline:
         with output.working("Searching"):
-            hits = pipeline.search(Document(parts), k=k, where=wanted)
+            hits = pipeline.search(Document(parts), k=k, where=where)
+        if not hits:
+            output.note(f"Nothing was found: {why_nothing(pipeline.memory, where)}.")
         if as_json:
             output.print_json([hit_to_json(hit) for hit in hits])
             return
         if not hits:
-            output.note("Nothing found.")
             return
         rows = [
-            [f"{hit.score:.3f}", hit.id, textwrap.shorten(hit.document.text, 200), "yes" if hit.document.images else ""]
+            [f"{hit.score:.3f}", hit.id, output.shortened(hit.document.text, 200), "yes" if hit.document.images else ""]
             for hit in hits
         ]
         output.table(["score", "id", "text", "picture"], rows)

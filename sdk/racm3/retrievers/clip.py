@@ -10,7 +10,8 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -48,8 +49,9 @@ class ClipRetriever(Retriever):
     modalities, then unit length (method section 2), so that text-only, image-only and mixed queries share one space.
 
     model: an architecture name ("ViT-B-32"), a folder, or a Hugging Face id ("hf-hub:org/name"). pretrained: for an
-    architecture, a tag or a checkpoint file. pad: pictures are padded to square on white, instead of being cropped as
-    open_clip would. Weights are loaded on first use. Texts beyond the model's context length are cut.
+    architecture, a tag or a checkpoint file. In a pipeline file, paths are relative to it. pad: pictures are padded to
+    square on white, instead of being cropped as open_clip would. Weights are loaded on first use. Texts beyond the
+    model's context length are cut.
 
     Raises `ConfigError`, `WeightsNotFound` or `CheckpointError` when the model is unknown, absent or broken: at the
     latest on first use.
@@ -57,9 +59,9 @@ class ClipRetriever(Retriever):
 
     def __init__(
         self,
-        model: str = "ViT-B-32",
+        model: str | Path = "ViT-B-32",
         *,
-        pretrained: str | None = None,
+        pretrained: str | Path | None = None,
         device: str = "auto",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         batch_size: int = 64,
@@ -70,7 +72,8 @@ class ClipRetriever(Retriever):
             raise ConfigError(f"No dtype {dtype!r}.", f"Known: {', '.join(PRECISIONS)}.")
         if batch_size < 1:
             raise ConfigError(f"A batch_size of {batch_size} is too small.", "Give at least 1.")
-        self.model, self.pretrained, self.device, self.dtype = str(model), pretrained, device, dtype
+        self.model, self.pretrained = str(model), None if pretrained is None else str(pretrained)
+        self.device, self.dtype = device, dtype
         self.batch_size, self.pad = batch_size, pad
         self.cache_dir = Path(cache_dir) if cache_dir is not None else None
         if pretrained is None and kind_of(self.model)[0] == "architecture":
@@ -81,7 +84,8 @@ class ClipRetriever(Retriever):
     @cached_property
     def source(self) -> ClipSource:
         """Where configuration and weights lie; fetched first, where they are not on this machine."""
-        return find_source(self.model, self.pretrained, self.cache_dir)
+        with _root_logger_left_alone():
+            return find_source(self.model, self.pretrained, self.cache_dir)
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -206,13 +210,13 @@ class ClipRetriever(Retriever):
         cache_dir = str(self.cache_dir) if self.cache_dir else None
         logger.info("loading %s on %s", source.name, device)
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _root_logger_left_alone():
                 warnings.simplefilter("ignore")  # QuickGELU mismatch: the tag's own configuration decides below
                 model, preprocess = open_clip.create_model_from_pretrained(
                     source.name, source.pretrained, precision=PRECISIONS[self.dtype], device=device, cache_dir=cache_dir,
                     weights_only=True, force_quick_gelu=bool(source.preprocessing.get("quick_gelu")),
                 )  # fmt: skip
-            tokenizer = open_clip.get_tokenizer(source.name, cache_dir=cache_dir)
+                tokenizer = open_clip.get_tokenizer(source.name, cache_dir=cache_dir)
         except FileNotFoundError as error:
             raise WeightsNotFound(f"{source.name} is not complete: {error}.") from error
         except Exception as error:  # torch, safetensors, pickle and tokenizers each raise their own
@@ -226,6 +230,17 @@ class ClipRetriever(Retriever):
                 raise CheckpointError(f"{source.weights}: {name} holds numbers that are not finite.")
         model.eval().requires_grad_(False)
         return _Clip(model, preprocess, *_literal(tokenizer), device=device)
+
+
+@contextmanager
+def _root_logger_left_alone() -> Iterator[None]:
+    """open_clip logs by `logging.info`, which configures the root logger of a program that has not done so."""
+    root, placeholder = logging.getLogger(), logging.NullHandler()
+    root.addHandler(placeholder)
+    try:
+        yield
+    finally:
+        root.removeHandler(placeholder)
 
 
 def _device(device: str) -> str:
