@@ -106,7 +106,8 @@ class Options(BaseModel):
 
     guidance: classifier-free, l_u + s (l_c - l_u): the unconditional stream hides the prompt and keeps the documents.
     decoding: "contrast" draws by CD-K, log p_c - log p_u among the tokens with p_c >= contrast_share times the
-    contrast_k-th largest p_c; "mixed" every second sample (CM3Leon). group_size: run groups of so many documents and
+    contrast_k-th largest p_c; "mixed" every second sample (CM3Leon). Where a prompt shows nothing but what is filled,
+    there is nothing to hide, and both draw as without. group_size: run groups of so many documents and
     average the predictions, where the context has more (paper section 4).
     """
 
@@ -170,7 +171,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Event:
-    """A step of a streamed generation. The last one, kind "done", carries the outputs."""
+    """A step of a streamed generation. The last one, kind "done", carries the outputs.
+
+    detail, by kind: "tokens" has how many "tokens" were drawn of each sample, and the "texts" of each as far as they are
+    written; "preview" the "images" that are being drawn. A pipeline adds "retrieved", with the "selection", before all
+    others, and the "generation" to the last.
+    """
 
     kind: Literal["retrieved", "tokens", "preview", "done"]
     outputs: list[Output] = field(default_factory=list)
@@ -290,7 +296,11 @@ class Generator(ABC):
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], *, options: Options) -> list[list[Output]]:
-        """`options.n` filled documents for each request, in order."""
+        """`options.n` filled documents for each request, in order.
+
+        A `MaskedImage` is answered by a whole picture, of which the pipeline takes the region, a `MaskedText` by the
+        whole text.
+        """
 
     @abstractmethod
     def score(self, requests: Sequence[Request], targets: Sequence[Document]) -> list[Score]:

@@ -107,7 +107,7 @@ def retrieve(
     if not any(selections[index].hits for index in queries):
         why = "no document passes the filter" if where and len(memory) else "the memory is empty"
         logger.warning("Nothing was retrieved: %s.", why)
-        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", stacklevel=4)
+        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", stacklevel=5)
     return selections
 
 
