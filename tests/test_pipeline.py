@@ -286,6 +286,12 @@ def test_errors_that_say_what_is_missing(pipeline: Pipeline):
     pipeline.generator = Mute()
     with pytest.raises(ModalityError, match=r"Mute does not make text\. It can make: image"):
         pipeline.caption(drawing("red"))
+    class Neither(PaintingGenerator):
+        emits = frozenset()
+
+    pipeline.generator = Neither()
+    with pytest.raises(ModalityError, match=r"Neither does not make image or text\. It can make: nothing"):
+        pipeline.generate(Document([Blank("text"), Blank("image")]))
     pipeline.generator = TextOnly()
     with pytest.raises(ModalityError, match="TextOnly does not take image"):
         pipeline.caption(drawing("red"))

@@ -205,7 +205,11 @@ def test_texts_are_ranked_by_perplexity_or_by_any_function(pipeline: Pipeline):
 
 
 def test_ranking_says_what_it_cannot_do(pipeline: Pipeline):
-    for wrong, message in (("best", "is not known"), (lambda p, o: [1.0], "one number for each"), (lambda p, o: [np.nan] * 2, "one number")):
+    for wrong, message in (
+        ("best", "is not known"),
+        (lambda p, o: [1.0], "one number for each"),
+        (lambda p, o: [np.nan] * 2, "one number"),
+    ):
         with pytest.raises(ConfigError, match=message):
             pipeline.imagine("a fox", n=2, rerank=wrong)  # type: ignore[arg-type]
     with pytest.raises(ModalityError, match="cannot rank"):

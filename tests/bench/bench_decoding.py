@@ -171,7 +171,9 @@ class Bench:
         """Tokens a second at batch 1, as a share of what the bandwidth allows for weights and cache."""
         prompt, prefixes = self.drawing(), PrefixCache()
         self.ours(Job([prompt]), Options(), prefixes)
-        spent = statistics.median(seconds(lambda: self.ours(Job([prompt]), Options(), prefixes)) for _ in range(self.pairs))
+        spent = statistics.median(
+            seconds(lambda: self.ours(Job([prompt]), Options(), prefixes)) for _ in range(self.pairs)
+        )
         read = sum(p.numel() * p.element_size() for p in self.model.model.layers.parameters())
         read += self.model.config.hidden_size * VOCABULARY.image_tokens * 4
         length = sum(map(len, prompt.context)) + PICTURE / 2
@@ -182,11 +184,19 @@ class Bench:
     def first_token(self) -> dict[str, float]:
         """The first token behind a context of some 2,000 tokens that was seen, against one that was not."""
         prompt, prefixes = self.drawing(25), PrefixCache()
-        job, options = Job([Prompt(self.format, [PromptPart.blank_text([1, 2])], prompt.context)]), Options(max_text_tokens=1)
+        job, options = (
+            Job([Prompt(self.format, [PromptPart.blank_text([1, 2])], prompt.context)]),
+            Options(max_text_tokens=1),
+        )
         self.ours(job, options, prefixes)
         seen = statistics.median(seconds(lambda: self.ours(job, options, prefixes)) for _ in range(self.pairs))
         unseen = seconds(lambda: self.ours(job, options))
-        return {"context_tokens": sum(map(len, prompt.context)), "ratio": unseen / seen, "seen_s": seen, "unseen_s": unseen}
+        return {
+            "context_tokens": sum(map(len, prompt.context)),
+            "ratio": unseen / seen,
+            "seen_s": seen,
+            "unseen_s": unseen,
+        }
 
 
 def main() -> None:

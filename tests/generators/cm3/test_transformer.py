@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from racm3.generators.cm3.attention import Alone, Sharing
 from racm3.generators.cm3.document_format import DocumentFormat, TokenPart
 from racm3.generators.cm3.prefix_cache import PrefixCache, read
-from racm3.generators.cm3.transformer import Drawing, Transformer
+from racm3.generators.cm3.transformer import Transformer
 from racm3.generators.cm3.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(40, 20)
@@ -51,7 +52,7 @@ def test_logits_are_those_of_the_library_with_and_without_a_prefix(key_heads):
     transformer, documents = Transformer(model), context()
     seen = read(transformer, documents[0].ids, documents[0].positions)[0]
     both = read(transformer, documents[1].ids, documents[1].positions, seen)[0]
-    drawing = Drawing(transformer, [both, seen], 3, 4)
+    drawing = Sharing(transformer, [both, seen], 3, 4)
     rng = np.random.default_rng(0)
     drawn = rng.integers(0, VOCABULARY.size, (6, 4))
     starts = [documents, documents[:1]]
@@ -83,6 +84,32 @@ def test_logits_are_those_of_the_library_with_and_without_a_prefix(key_heads):
     with torch.inference_mode():
         drawing.keep(torch.tensor([1]), torch.tensor([[1]]))
     assert drawing.prefix[0][0].shape[2] == len(documents[0]), "what a group that left had read is gone"
+
+
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("unlike", [True, False])
+def test_rows_that_share_nothing(key_heads, unlike):
+    """Three rows, each behind documents of its own; one leaves on the way."""
+    model = llama(key_heads)
+    transformer = Transformer(model)
+    starts = [context(), context(1)[:1] if unlike else context(1), context(2)]
+    prefixes = PrefixCache()
+    alone = Alone(transformer, [prefixes.read(transformer, start) for start in starts], 3)
+    drawn = np.random.default_rng(0).integers(0, VOCABULARY.size, (3, 3))
+    for step in range(3):
+        if step == 2:
+            with torch.inference_mode():
+                alone.keep(torch.tensor([1, 2]), torch.tensor([[0], [0]]))
+            drawn, starts = drawn[1:], starts[1:]
+        with torch.inference_mode():
+            at = torch.tensor([70 + step] * len(drawn))
+            hidden = transformer(torch.tensor(drawn[:, step]), at, alone)
+            alone.drawn += 1
+            found = transformer.logits(hidden, 0, VOCABULARY.size)
+        for row, before in enumerate(starts):
+            ids = [*np.concatenate([s.ids for s in before]), *drawn[row, : step + 1]]
+            positions = [*np.concatenate([s.positions for s in before]), *range(70, 71 + step)]
+            assert (plain_logits(model, ids, positions)[-1] - found[row]).abs().max() < 1e-4
 
 
 def test_logits_over_a_part_of_the_vocabulary(checkpoint):

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from . import drawing
+from .attention import Alone, Sharing
 from .prefix_cache import PrefixCache, read
-from .transformer import Drawing, Transformer
+from .transformer import Transformer
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +44,11 @@ class Batch:
             # What predicts the next token: [jobs, streams, rows, width].
             start = torch.stack(hidden).view(len(self.grid), self.streams, 1, -1)
             self.hidden = start.expand(-1, -1, rows, -1)
-            self.attention = Drawing(transformer, read_before, rows, capacity)
+            self.attention: Alone | Sharing
+            if rows == 1:
+                self.attention = Alone(transformer, read_before, capacity)
+            else:
+                self.attention = Sharing(transformer, read_before, rows, capacity)
 
     def advance(self, every: int | None = None) -> None:
         """Draw for all rows that are to draw, and feed each row its next token.

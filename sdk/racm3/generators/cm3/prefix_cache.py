@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .attention import KeysAndValues, Reading
 from .document_format import TokenSequence
-from .transformer import KeysAndValues, Reading, Transformer
+from .transformer import Transformer
 
 if TYPE_CHECKING:
     import torch
