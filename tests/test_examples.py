@@ -51,3 +51,27 @@ def test_parts_put_together_by_hand(tmp_path: Path) -> None:
     said = run("03_by_hand.py", cwd=tmp_path).splitlines()
     assert int(said[0].split()[0]) > 100
     assert said[1].startswith("drawn after: [('flag:")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("script", "says", "size"),
+    [
+        ("04_edit_a_region.py", "grounded on", (600, 200)),
+        ("05_steer_by_context.py", "drawn in", (600, 400)),
+        ("07_texts_and_mixed.py", "filled:", (256, 256)),
+        ("08_guidance_ranking_streams.py", "scores, best first", (800, 100)),
+    ],
+)
+def test_a_picture_to_judge(script: str, says: str, size: tuple[int, int], tmp_path: Path) -> None:
+    from PIL import Image
+
+    said = run(script, "--out", "out.png", cwd=tmp_path)
+    assert says in said
+    assert Image.open(tmp_path / "out.png").size == size
+
+
+@pytest.mark.slow
+def test_labels_with_their_probabilities(tmp_path: Path) -> None:
+    said = run("06_classify.py", cwd=tmp_path).splitlines()
+    assert [line.split(":")[0] for line in said[1:]] == ["no example", "one example of each", "two retrieved documents"]

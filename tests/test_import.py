@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-DOCUMENTED = ("collection", "config", "generation", "hookspecs", "pipeline", "registry", "settings", "testing.fakes")
+DOCUMENTED = ("blanks", "collection", "config", "generation", "hookspecs", "pipeline", "registry", "seeds", "settings", "testing.fakes")
 HEAVY = ("torch", "faiss", "transformers", "open_clip", "diffusers", "accelerate", "torchvision")
 
 

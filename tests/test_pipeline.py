@@ -201,12 +201,36 @@ def test_context_changes_the_answer_and_k_0_uses_none(pipeline: Pipeline):
 
 def test_context_by_hand(pipeline: Pipeline):
     given = [Document(["mine", drawing("blue")]), "words", drawing("red")]
-    made = pipeline.imagine("a fox", context=given, k=1, seed=3)
+    made = pipeline.imagine("a fox", context=given, seed=3)
     assert [hit.score for hit in made.hits] == [None, None, None]
     assert made.hits[0].document == given[0] and made.hits[1].document.text == "words"
     assert pipeline.imagine("a fox", context=[], seed=3).hits == []
     hits = pipeline.search("whale", k=1)
     assert pipeline.imagine("a fox", context=hits).hits == hits
+
+
+def test_context_by_hand_and_retrieved_ones(pipeline: Pipeline):
+    """What is given comes first, and is not retrieved once more."""
+    fox = pipeline.memory.get(["fox"])[0]
+    made = pipeline.imagine("a fox", context=[Document("by hand"), fox], k=2, seed=3)
+    assert [hit.document.text for hit in made.hits[:2]] == ["by hand", "a fox number 2"]
+    assert len(made.hits) == 4 and [hit.score is None for hit in made.hits] == [True, True, False, False]
+    assert "fox" not in [hit.id for hit in made.hits[2:]]
+    assert pipeline.imagine("a fox", k=2, seed=3).hits[0].id == "fox"
+
+
+def test_more_documents_than_the_memory_has_are_all_of_them(pipeline: Pipeline):
+    with Pipeline(HashingRetriever(), FaissMemory(), TopKSampler(), PaintingGenerator()) as made:
+        made.add(documents())
+        assert len(made.imagine("a fox", k=99, seed=1).hits) == len(ANIMALS)
+
+
+def test_an_answer_is_the_same_alone_and_among_others(pipeline: Pipeline):
+    prompts = [Document([name, Blank("image")]) for name in ("fox", "ferry", "fox")]
+    together = pipeline.generate(prompts, seed=4)
+    assert pipeline.generate(prompts[1], seed=4).image == together[1].image
+    assert pipeline.generate(prompts[0], seed=4).image == together[0].image
+    assert together[2].image != together[0].image, "equal prompts of one call are told apart"
 
 
 def test_several_samples_and_several_prompts(pipeline: Pipeline):
@@ -324,6 +348,12 @@ def test_errors_that_say_what_is_missing(pipeline: Pipeline):
     pipeline.generator = Mute()
     with pytest.raises(ModalityError, match=r"Mute does not make text\. It can make: image"):
         pipeline.caption(drawing("red"))
+    class Neither(PaintingGenerator):
+        emits = frozenset()
+
+    pipeline.generator = Neither()
+    with pytest.raises(ModalityError, match=r"Neither does not make image or text\. It can make: nothing"):
+        pipeline.generate(Document([Blank("text"), Blank("image")]))
     pipeline.generator = TextOnly()
     with pytest.raises(ModalityError, match="TextOnly does not take image"):
         pipeline.caption(drawing("red"))

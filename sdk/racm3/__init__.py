@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .collection import read_folder
-    from .document import Blank, Document, Image, Text
+    from .document import Blank, Document, Image, MaskedImage, MaskedText, Text
     from .generation import Generation
     from .hookspecs import Component, Preset, hookimpl
     from .interfaces import Generator, Hit, MemoryStore, Options, Retriever, Sampler
@@ -31,6 +31,8 @@ _HOMES = {
     "Generator": "interfaces",
     "Hit": "interfaces",
     "Image": "document",
+    "MaskedImage": "document",
+    "MaskedText": "document",
     "MemoryStore": "interfaces",
     "Options": "interfaces",
     "Pipeline": "pipeline",
@@ -43,8 +45,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Blank", "Component", "Document", "Generation", "Generator", "Hit", "Image", "MemoryStore", "Options", "Pipeline",
-    "Preset", "Retriever", "Sampler", "Text", "hookimpl", "read_folder",
+    "Blank", "Component", "Document", "Generation", "Generator", "Hit", "Image", "MaskedImage",
+    "MaskedText", "MemoryStore", "Options", "Pipeline", "Preset", "Retriever", "Sampler", "Text", "hookimpl", "read_folder",
 ]  # fmt: skip
 
 # Silent unless the application asks for more.

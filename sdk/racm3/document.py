@@ -2,6 +2,7 @@
 
     Document(["a red kite over a beach", Image("kite.png")])     # one picture with its caption
     Document(["a red kite", Blank("image")])                      # a prompt: draw this
+    Document([MaskedImage(Image("kite.png"), (0, 0, 64, 64))])    # a prompt: draw this region anew
 
 Documents and their parts are immutable. Each knows a `content_hash`, so that the same content is recognised anywhere.
 """
@@ -11,15 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
-from .errors import InvalidDocument, ModalityError
+from .blanks import Blank, MaskedImage, MaskedText, Modality
+from .errors import InvalidDocument
 from .image import Image, sha256
 
-Modality: TypeAlias = Literal["text", "image"]
 Scalar: TypeAlias = str | int | float | bool | None
 Metadata: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
-Box: TypeAlias = tuple[int, int, int, int]
 
 
 class Text:
@@ -55,37 +55,6 @@ class Text:
 
     def __repr__(self) -> str:
         return f"Text({self.text!r})"
-
-
-class Blank:
-    """A gap in a prompt that the generator fills with text or with a picture."""
-
-    __slots__ = ("modality",)
-    modality: Modality
-
-    def __init__(self, modality: Modality) -> None:
-        if modality not in ("text", "image"):
-            raise ModalityError(f"No blank of modality {modality!r}.", "Use Blank('text') or Blank('image').")
-        object.__setattr__(self, "modality", modality)
-
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError("Blank is immutable.")
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Blank, (self.modality,)
-
-    @property
-    def content_hash(self) -> str:
-        return sha256(b"blank", self.modality.encode())
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Blank) and other.modality == self.modality
-
-    def __hash__(self) -> int:
-        return hash(self.content_hash)
-
-    def __repr__(self) -> str:
-        return f"Blank({self.modality!r})"
 
 
 Part: TypeAlias = Text | Image | Blank
@@ -161,8 +130,8 @@ class Document:
 
     @property
     def modalities(self) -> frozenset[Modality]:
-        """The modalities of what the document shows; blanks do not count."""
-        return frozenset(part.modality for part in self._parts if not isinstance(part, Blank))
+        """The modalities of what the document shows; blanks count if there is something around their gap."""
+        return frozenset(part.modality for part in self._parts if type(part) is not Blank)
 
     def replace(
         self, *, parts: Iterable[Part | str] | None = None, id: str | None = None, metadata: Metadata | None = None
@@ -195,11 +164,14 @@ class Document:
 
         cells = []
         for part in self._parts:
-            if isinstance(part, Image):
-                encoded = base64.b64encode(part._repr_png_()).decode()
+            if isinstance(part, (Image, MaskedImage)):
+                shown = part if isinstance(part, Image) else part.shown
+                encoded = base64.b64encode(shown._repr_png_()).decode()
                 cells.append(f'<img src="data:image/png;base64,{encoded}" style="max-height:128px">')
             elif isinstance(part, Text):
                 cells.append(f"<p>{html.escape(part.text)}</p>")
+            elif isinstance(part, MaskedText):
+                cells.append(f"<p>{html.escape(part.before)}<i>[text]</i>{html.escape(part.after)}</p>")
             else:
                 cells.append(f"<p><i>[{part.modality}]</i></p>")
         return "<div>" + "".join(cells) + "</div>"
@@ -233,3 +205,6 @@ def _checked_metadata(metadata: Metadata) -> dict[str, Any]:
                 "Allowed: str, int, finite float, bool, None, and flat lists of them; nested values as JSON text.",
             )
     return checked
+
+
+__all__ = ["Blank", "Document", "Image", "MaskedImage", "MaskedText", "Metadata", "Modality", "Part", "Scalar", "Text"]

@@ -10,17 +10,19 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .document import Blank, Document, Image, Part, Text
-from .interfaces import Hit, Output, Skip
+from .document import Blank, Document, Image, MaskedImage, MaskedText, Part, Text
+from .interfaces import Hit, Options, Output, Skip
 
 
 @dataclass(frozen=True, repr=False)
 class Generation:
     """What a pipeline made of a prompt, and what it was grounded on.
 
-    outputs: all samples. hits: the documents that the generator saw, most relevant first (score None: given by hand).
-    skipped: candidates that the sampler passed over, with the reason. seconds: by stage, "retrieve", "sample" and
-    "generate"; prompts that were answered together share them evenly. fingerprints: of "retriever" and "generator".
+    outputs: all samples; best first, and with their scores, if they were re-ranked. hits: the documents that the
+    generator saw, most relevant first (score None: given by hand). skipped: candidates that the sampler passed over, with
+    the reason, and documents that did not fit. seconds: by stage, "retrieve", "sample", "generate" and, if it was done,
+    "rerank"; prompts that were answered together share them evenly. fingerprints: of "retriever" and "generator".
+    options: all that is needed, with the prompt, to get the answer again.
 
     >>> from racm3 import Blank, Document
     >>> from racm3.interfaces import Output
@@ -36,6 +38,8 @@ class Generation:
     seed: int = 0
     seconds: Mapping[str, float] = field(default_factory=dict)
     fingerprints: Mapping[str, str] = field(default_factory=dict)
+    scores: list[float] = field(default_factory=list)
+    options: Options | None = None
 
     @property
     def document(self) -> Document:
@@ -77,15 +81,9 @@ class Generation:
                 for output in self.outputs
             ],
             "hits": [hit_to_json(hit, images=images) for hit in self.hits],
-            "skipped": [
-                {
-                    "id": skip.hit.id,
-                    "score": _finite(skip.hit.score),
-                    "reason": skip.reason,
-                    "because_of": skip.because_of,
-                }
-                for skip in self.skipped
-            ],
+            "skipped": [skip_to_json(skip) for skip in self.skipped],
+            "scores": [_finite(score) for score in self.scores],
+            "options": None if self.options is None else self.options.model_dump(mode="json"),
             "seed": self.seed,
             "log_probability": _finite(self.log_probability),
             "seconds": dict(self.seconds),
@@ -106,13 +104,29 @@ class Generation:
             return f"<tr><th>{label}</th>{cells}</tr>"
 
         hits = [("by hand" if hit.score is None else f"{hit.score:.3f}", hit.document) for hit in self.hits]
-        outputs = [(f"log p = {output.log_probability:.2f}", output.document) for output in self.outputs]
+        notes = [f"log p = {output.log_probability:.2f}" for output in self.outputs]
+        if self.scores:
+            notes = [f"{note}, score {score:.3f}" for note, score in zip(notes, self.scores, strict=True)]
+        outputs = list(zip(notes, (output.document for output in self.outputs), strict=True))
+        skipped = "".join(
+            f"<li>{html.escape(skip.hit.id)}: {html.escape(skip.reason)}"
+            + (f" ({html.escape(skip.because_of)})" if skip.because_of else "")
+            + "</li>"
+            for skip in self.skipped
+        )
+        seconds = ", ".join(f"{html.escape(stage)} {spent:.2f} s" for stage, spent in self.seconds.items())
         return (
             "<table>"
             + row("prompt", [("", self.prompt)])
             + (row("grounded on", hits) if hits else "")
             + row("answer", outputs)
-            + f"</table><small>seed {self.seed}</small>"
+            + "</table>"
+            + (
+                f"<details><summary>{len(self.skipped)} passed over</summary><ul>{skipped}</ul></details>"
+                if skipped
+                else ""
+            )
+            + f"<small>seed {self.seed}{', ' if seconds else ''}{seconds}</small>"
         )
 
 
@@ -139,6 +153,11 @@ def parts_to_json(parts: Iterable[Part], *, images: bool = False) -> list[dict[s
     for part in parts:
         if isinstance(part, Text):
             made.append({"text": part.text})
+        elif isinstance(part, MaskedText):
+            made.append({"blank": "text", "before": part.before, "after": part.after})
+        elif isinstance(part, MaskedImage):
+            inside = parts_to_json([part.image], images=images)[0]
+            made.append({"blank": "image", **inside, "masked_pixels": int(part.mask.sum())})
         elif isinstance(part, Blank):
             made.append({"blank": part.modality})
         else:
@@ -152,6 +171,16 @@ def parts_to_json(parts: Iterable[Part], *, images: bool = False) -> list[dict[s
 def hit_to_json(hit: Hit, *, images: bool = False) -> dict[str, Any]:
     """A hit as plain values: the document, with its score."""
     return {"score": _finite(hit.score), **document_to_json(hit.document, images=images)}
+
+
+def skip_to_json(skip: Skip) -> dict[str, Any]:
+    """A candidate that was passed over as plain values."""
+    return {
+        "id": skip.hit.id,
+        "score": _finite(skip.hit.score),
+        "reason": skip.reason,
+        "because_of": skip.because_of,
+    }
 
 
 def _media_type(image: Image) -> str:

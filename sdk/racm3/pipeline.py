@@ -8,17 +8,20 @@ Data goes one way: prompt, documents that ground it, answer.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Iterable, Mapping, Sequence, Sized
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from .crossing import checked_outputs, checked_vectors
+from .answering import Asked, all_options, answers, fingerprints
+from .classification import Classification, checked_labels, label_probabilities
+from .crossing import checked_vectors
 from .document import Blank, Document, Image, Text
 from .errors import ConfigError, GenerationError, InvalidDocument, ModalityError
 from .generation import Generation
 from .interfaces import (
+    Event,
     Generator,
     Hit,
     MemoryStore,
@@ -26,28 +29,24 @@ from .interfaces import (
     Options,
     Output,
     Progress,
-    Request,
     Retriever,
     Sampler,
     Selection,
-    Skip,
     Where,
 )
+from .ranking import Rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
-from .settings import validate
+from .streaming import in_thread
+from .tasks import Context, Example, Picture, Tasks, as_image
 
 if TYPE_CHECKING:
-    import numpy as np
-    import PIL.Image
-
     from .config import PipelineConfig
 
-Picture: TypeAlias = "Image | PIL.Image.Image | np.ndarray | Path"
-Context: TypeAlias = "Iterable[Hit | Document | Image | str]"
+DEFAULT_K = 2
 
 
-class Pipeline:
+class Pipeline(Tasks):
     """A retriever, a memory, a sampler (default: `DiverseSampler`), and a generator (default: none, for search only).
 
     The memory is bound to the retriever's encoder: one that was filled by another raises `EncoderMismatch`.
@@ -168,12 +167,13 @@ class Pipeline:
         self,
         prompts: Document,
         *,
-        k: int = 2,
+        k: int | None = None,
         where: Where | None = None,
         context: Context | None = None,
         n: int = 1,
         seed: int | None = None,
         options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
     ) -> Generation: ...
 
     @overload
@@ -181,90 +181,154 @@ class Pipeline:
         self,
         prompts: Sequence[Document],
         *,
-        k: int = 2,
+        k: int | None = None,
         where: Where | None = None,
         context: Context | None = None,
         n: int = 1,
         seed: int | None = None,
         options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
     ) -> list[Generation]: ...
 
     def generate(
         self,
         prompts: Document | Sequence[Document],
         *,
-        k: int = 2,
+        k: int | None = None,
         where: Where | None = None,
         context: Context | None = None,
         n: int = 1,
         seed: int | None = None,
         options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
     ) -> Generation | list[Generation]:
-        """Fill the blanks of a prompt, or of several at once, grounded on documents from the memory.
+        """Fill the blanks of a prompt, or of several at once, grounded on documents; answers come in order.
 
-        k: how many documents (0: none). where: a filter on their metadata. context: documents given by hand instead of
-        retrieved ones. n: samples. seed: drawn and recorded when None; it repeats the whole call. options: the rest,
-        as the generator's own `options_type` (`Options`, or a subclass) or as a mapping with some of its fields.
+        k: how many documents to retrieve; by default 2, or none where a context is given. A memory with fewer gives all
+        it has; an empty one answers without context, with a warning. where: a filter on their metadata. context:
+        documents given by hand; they come before the retrieved ones, as the more relevant. n: samples. seed: drawn and
+        recorded when None; it repeats the whole call. options: the rest, as the generator's own `options_type` (`Options`,
+        or a subclass) or as a mapping with some of its fields. rerank: put the best sample first, by the "retriever"
+        (pictures), by "perplexity" (texts), or by a function of the prompt and its outputs.
         """
-        single = isinstance(prompts, Document)
         asked = [prompts] if isinstance(prompts, Document) else list(prompts)
+        ready = self._ask(asked, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
         generator = self._generator_for(asked)
-        _check_count("k", k, least=0)
-        settings = _options(generator.options_type, options, n=n, seed=seed)
-        check_filter(where)
-        spent: dict[str, float] = {}
-        if context is None:
-            selections = retrieve(
-                self.retriever, self.memory, self.sampler, asked, k=k, where=where, seed=settings.seed, spent=spent
-            )
-        else:
-            given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context]
-            selections = [Selection(given)] * len(asked)
-        requests = [Request(prompt, tuple(chosen.hits)) for prompt, chosen in zip(asked, selections, strict=True)]
-        with Clock(spent, "generate"):
-            made = generator.generate(requests, options=settings) if requests else []
-        outputs = checked_outputs(generator, made, asked, n=settings.n)
-        seconds = (
-            {stage: spent.get(stage, 0.0) / len(asked) for stage in ("retrieve", "sample", "generate")} if asked else {}
-        )
-        fingerprints = {"retriever": self.retriever.encoder.fingerprint, "generator": generator.fingerprint}
-        answers = [
-            Generation(prompt, filled, seen.hits, seen.skipped, settings.seed, seconds, fingerprints)
-            for prompt, filled, seen in zip(asked, outputs, map(_seen, selections, outputs), strict=True)
-        ]
-        for answer in answers:
-            registry().notify_generated(answer)
-        return answers[0] if single else answers
+        with Clock(ready.spent, "generate"):
+            made = generator.generate(ready.requests, options=ready.options) if asked else []
+        given = self._answers(ready, made)
+        return given[0] if isinstance(prompts, Document) else given
 
-    def imagine(
+    async def agenerate(
         self,
-        caption: str,
+        prompts: Document | Sequence[Document],
         *,
-        k: int = 2,
+        k: int | None = None,
         where: Where | None = None,
         context: Context | None = None,
         n: int = 1,
         seed: int | None = None,
         options: Options | Mapping[str, Any] | None = None,
-    ) -> Generation:
-        """Draw a picture of a caption. Arguments as of `generate`."""
-        prompt = Document([caption, Blank("image")])
-        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options)
+        rerank: Rerank | None = None,
+    ) -> Generation | list[Generation]:
+        """`generate` in a thread, so that an event loop goes on. Cancelled, the thread still ends its work: see `astream`."""
+        return await asyncio.to_thread(
+            self.generate, prompts, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank
+        )  # fmt: skip
 
-    def caption(
+    def stream(
+        self,
+        prompt: Document,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Iterator[Event]:
+        """One prompt's answer as it comes into being; the last event, "done", has it as `detail["generation"]`.
+
+        "retrieved": `detail["selection"]`. "tokens": `detail["tokens"]`, how many were drawn of each sample, and
+        `detail["texts"]`, what is written of each so far. "preview": `detail["images"]`, the picture that is being drawn,
+        of each sample. The answer is the one that `generate` gives. Close the iterator to cancel: nothing stays behind.
+        Arguments as of `generate`; bad ones raise at once.
+        """
+        self._check([prompt], k=k, where=where, options=options, n=n, seed=seed)
+        return self._events(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+
+    def _events(self, prompt: Document, **arguments: Any) -> Iterator[Event]:
+        ready = self._ask([prompt], **arguments)
+        generator = self._generator_for([prompt])
+        yield Event("retrieved", detail={"selection": ready.selections[0]})
+        outputs: list[Output] | None = None
+        events = generator.stream(ready.requests[0], options=ready.options)
+        try:
+            while outputs is None:
+                # Only the work is timed, not what the consumer does between events.
+                with Clock(ready.spent, "generate"):
+                    event = next(events, None)
+                if event is None:
+                    raise GenerationError(f"{type(generator).__name__} ended its stream without an answer.")
+                if event.kind == "done":
+                    outputs = event.outputs
+                else:
+                    yield event
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()
+        answer = self._answers(ready, [outputs])[0]
+        yield Event("done", outputs=answer.outputs, detail={"generation": answer})
+
+    async def astream(
+        self,
+        prompt: Document,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> AsyncIterator[Event]:
+        """`stream` for an event loop. Cancelling its task, or closing it, ends the work at the next step."""
+        events = self.stream(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+        async for event in in_thread(events):
+            yield event
+
+    def classify(
         self,
         image: Picture | str,
+        labels: Sequence[str],
         *,
-        k: int = 2,
+        examples: Iterable[Example] = (),
+        k: int | None = None,
         where: Where | None = None,
-        context: Context | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        options: Options | Mapping[str, Any] | None = None,
-    ) -> Generation:
-        """Describe a picture (a str is a path) in words. Arguments as of `generate`."""
-        prompt = Document([Blank("text"), image if isinstance(image, Image) else Image(image)])
-        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options)
+        group_size: int = 2,
+        seed: int = 0,
+    ) -> Classification:
+        """How likely each label is as the caption of a picture, among these labels (paper section 5).
+
+        examples: documents of a picture and its label, or (picture, label) pairs; the first count as the most relevant.
+        k: how many documents to retrieve besides; by default 2, or none where examples are given. group_size: documents
+        that are shown at a time; with more, the probabilities of the groups are averaged.
+        """
+        chosen = checked_labels(labels)
+        _check_count("group_size", group_size, least=1)
+        shown = [
+            given if isinstance(given, Document) else Document([given[1], as_image(given[0])]) for given in examples
+        ]
+        prompt = Document([Blank("text"), as_image(image)])
+        ready = self._ask([prompt], k=k, where=where, context=shown or None, seed=seed)
+        generator = self._generator_for([prompt])
+        found = ready.selections[0]
+        with Clock(ready.spent, "generate"):
+            likely = label_probabilities(generator, prompt.parts[1], chosen, found.hits, group_size)  # type: ignore[arg-type]
+        made_by = fingerprints(generator, self.retriever)
+        return Classification(likely, found.hits, found.skipped, dict(ready.spent), made_by)
 
     def close(self) -> None:
         """Release the memory's files."""
@@ -279,6 +343,49 @@ class Pipeline:
     def __repr__(self) -> str:
         parts = (self.retriever, self.memory, self.sampler, self.generator)
         return f"Pipeline({', '.join(type(part).__name__ for part in parts if part is not None)})"
+
+    def _check(
+        self,
+        prompts: Sequence[Document],
+        *,
+        k: int | None,
+        where: Where | None,
+        options: Options | Mapping[str, Any] | None,
+        n: int,
+        seed: int | None,
+    ) -> Options:
+        """The options, once it is clear that the prompts can be answered."""
+        generator = self._generator_for(prompts)
+        if k is not None:
+            _check_count("k", k, least=0)
+        check_filter(where)
+        return all_options(generator.options_type, options, n=n, seed=seed)
+
+    def _ask(
+        self, prompts: list[Document], *, k: int | None = None, where: Where | None = None,
+        context: Context | None = None, n: int = 1, seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None, rerank: Rerank | None = None,
+    ) -> Asked:  # fmt: skip
+        """Prompts with what they are grounded on: documents given by hand, then retrieved ones."""
+        settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed)
+        given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context or ()]
+        wanted = k if k is not None else DEFAULT_K if context is None else 0
+        spent: dict[str, float] = {}
+        known = {name for hit in given for name in (hit.id, hit.document.content_hash)}
+        selections = retrieve(
+            self.retriever, self.memory, self.sampler, prompts, k=wanted, where=where, seed=settings.seed, spent=spent,
+            exclude=known,
+        )  # fmt: skip
+        if given:
+            selections = [Selection([*given, *found.hits], found.skipped) for found in selections]
+        return Asked(prompts, selections, settings, rerank, spent)
+
+    def _answers(self, ready: Asked, made: list[list[Output]]) -> list[Generation]:
+        """The answers; observers are told."""
+        given = answers(ready, made, self._generator_for(ready.prompts), self.retriever)
+        for answer in given:
+            registry().notify_generated(answer)
+        return given
 
     def _generator_for(self, prompts: Sequence[Document]) -> Generator:
         """The generator, once it is clear that it can answer."""
@@ -298,10 +405,8 @@ class Pipeline:
                 (prompt.modalities, self.generator.accepts, "take"),
             ):
                 if missing := sorted(asked - can):
-                    name = type(self.generator).__name__
-                    raise ModalityError(
-                        f"{name} does not {verb} {missing[0]}. It can {verb}: {', '.join(sorted(can))}."
-                    )
+                    name, kinds = type(self.generator).__name__, ", ".join(sorted(can)) or "nothing"
+                    raise ModalityError(f"{name} does not {verb} {' or '.join(missing)}. It can {verb}: {kinds}.")
         return self.generator
 
 
@@ -309,28 +414,6 @@ def _as_document(given: str | Document | Picture) -> Document:
     if isinstance(given, Document):
         return given
     return Document(given if isinstance(given, (str, Image, Text, Blank)) else Image(given))
-
-
-def _options(own: type[Options], options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None) -> Options:
-    """All options in one, of the generator's own type: `n` and `seed` are short for the fields of the same name."""
-    # A subclass that the generator does not name is the caller's business.
-    kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
-    given = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
-    if n != 1 or "n" not in given:
-        given["n"] = n
-    if seed is not None or "seed" not in given:
-        # 32 bits: every random generator takes them, and one can type them.
-        given["seed"] = secrets.randbits(32) if seed is None else seed
-    return kind(**validate(kind, given, "A generation"))
-
-
-def _seen(selection: Selection, outputs: Sequence[Output]) -> Selection:
-    """The selection without the documents that did not fit the generator's context: nothing was grounded on those."""
-    seen = outputs[0].grounded_on
-    if seen is None or seen >= len(selection.hits):
-        return selection
-    cut = [Skip(hit, "no room in the generator's context") for hit in selection.hits[seen:]]
-    return Selection(selection.hits[:seen], [*selection.skipped, *cut])
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

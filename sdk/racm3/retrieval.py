@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from .crossing import checked_hits, checked_selection, checked_vectors
-from .document import Document, Image, Text
+from .document import Document, Image, MaskedImage, MaskedText, Part, Text
 from .interfaces import Hit, MemoryStore, Query, Retriever, Sampler, Selection, Where
 from .memories.where import parse
 from .registry import registry
+from .seeds import stream_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,14 @@ def why_nothing(memory: MemoryStore, where: Where | None) -> str:
 
 def without_blanks(prompt: Document) -> Document | None:
     """What of a prompt can be searched by; None when it is all blanks and empty text."""
-    parts = [part for part in prompt.parts if isinstance(part, Image) or (isinstance(part, Text) and part.text.strip())]
+    parts: list[Part] = []
+    for part in prompt.parts:
+        if isinstance(part, MaskedImage):
+            part = part.shown
+        elif isinstance(part, MaskedText):
+            part = Text(f"{part.before} {part.after}")
+        if isinstance(part, Image) or (isinstance(part, Text) and part.text.strip()):
+            parts.append(part)
     return Document(parts) if parts else None
 
 
@@ -53,9 +61,12 @@ def encode_queries(retriever: Retriever, queries: Sequence[Document]) -> np.ndar
     return checked_vectors(retriever, retriever.encode_query(queries), count=len(queries), dim=retriever.encoder.dim)
 
 
-def nearest_hits(memory: MemoryStore, vectors: np.ndarray, *, k: int, where: Where | None) -> list[list[Hit]]:
-    """The k nearest of each vector, checked."""
-    return checked_hits(memory, memory.search(vectors, k=k, where=where), count=len(vectors), k=k)
+def nearest_hits(
+    memory: MemoryStore, vectors: np.ndarray, *, k: int, where: Where | None, exclude: Collection[str] = ()
+) -> list[list[Hit]]:
+    """The k nearest of each vector, checked. exclude: ids and content hashes to leave out."""
+    without = [exclude] * len(vectors) if exclude else None
+    return checked_hits(memory, memory.search(vectors, k=k, where=where, exclude=without), count=len(vectors), k=k)
 
 
 def retrieve(
@@ -68,11 +79,14 @@ def retrieve(
     where: Where | None,
     seed: int,
     spent: dict[str, float],
+    exclude: Collection[str] = (),
 ) -> list[Selection]:
     """What each prompt is grounded on: at most k documents. Observers are told, prompt by prompt.
 
     The pool of candidates doubles while the sampler finds fewer than k in it and the memory has more. A prompt with
-    nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample".
+    nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample". exclude: ids and content
+    hashes of documents that are given already. A sampler's random numbers come from the seed and the prompt, so that
+    the same documents are chosen whatever else is asked in the same call.
     """
     import numpy as np
 
@@ -83,16 +97,19 @@ def retrieve(
         return selections
     with Clock(spent, "retrieve"):
         vectors = dict(zip(queries, encode_queries(retriever, list(queries.values())), strict=True))
+    streams = stream_keys(prompts)
     pool = max(MIN_POOL, POOL_PER_DOCUMENT * k)
     pending = list(queries)
     while pending:
         with Clock(spent, "retrieve"):
-            found = nearest_hits(memory, np.stack([vectors[index] for index in pending]), k=pool, where=where)
+            found = nearest_hits(
+                memory, np.stack([vectors[index] for index in pending]), k=pool, where=where, exclude=exclude
+            )
         short: list[int] = []
         with Clock(spent, "sample"):
             for index, hits in zip(pending, found, strict=True):
                 # Drawn anew for each pool, so that its size leaves no trace in the random numbers.
-                rng = np.random.default_rng([seed, index])
+                rng = np.random.default_rng([seed, *streams[index]])
                 selection = sampler.sample(Query(prompts[index], vectors[index]), hits, k=k, rng=rng)
                 selections[index] = checked_selection(sampler, selection, hits, k=k)
                 if len(selection.hits) < k and len(hits) == pool:
@@ -106,7 +123,7 @@ def retrieve(
     if not any(selections[index].hits for index in queries):
         passed_over = any(selections[index].skipped for index in queries)
         why = "the sampler passed over every document" if passed_over else why_nothing(memory, where)
-        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", NotGrounded, stacklevel=4)
+        warnings.warn(f"Nothing was retrieved: {why}. The answer is not grounded.", NotGrounded, stacklevel=5)
     return selections
 
 

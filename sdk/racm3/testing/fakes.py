@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from ..document import Blank, Document, Image, Modality, Part, Text
+from ..document import Blank, Document, Image, MaskedText, Modality, Part, Text
 from ..errors import ModalityError
 from ..interfaces import Encoder, Generator, Options, Output, Request, Retriever, Score
+from ..seeds import stream_keys
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,12 +143,13 @@ class PaintingGenerator(Generator):
     def generate(self, requests: Sequence[Request], *, options: Options) -> list[list[Output]]:
         import numpy as np
 
+        streams = stream_keys([request.prompt for request in requests])
         return [
             [
-                self._fill(request, np.random.default_rng([options.seed, number, sample]), options)
+                self._fill(request, np.random.default_rng([options.seed, *stream, sample]), options)
                 for sample in range(options.n)
             ]
-            for number, request in enumerate(requests)
+            for request, stream in zip(requests, streams, strict=True)
         ]
 
     def score(self, requests: Sequence[Request], targets: Sequence[Document]) -> list[Score]:
@@ -164,15 +166,21 @@ class PaintingGenerator(Generator):
         likelihoods = []
         for part in request.prompt.parts:
             if isinstance(part, Blank):
-                part = self._write(request, options) if part.modality == "text" else Image(self._paint(request, rng))
+                part = (
+                    self._write(request, part, options) if part.modality == "text" else Image(self._paint(request, rng))
+                )
                 likelihoods.append(self._likelihood(request, part))
             parts.append(part)
         return Output(Document(parts), sum(p for p, _ in likelihoods), sum(n for _, n in likelihoods))
 
-    def _write(self, request: Request, options: Options) -> Text:
+    def _write(self, request: Request, blank: Blank, options: Options) -> Text:
+        text = self._words(request, options)
+        return Text(f"{blank.before}{text}{blank.after}" if isinstance(blank, MaskedText) else text)
+
+    def _words(self, request: Request, options: Options) -> str:
         texts = [hit.document.text for hit in request.context] + [request.prompt.text]
         words = next((text for text in texts if text), "a picture").split()
-        return Text(" ".join(words[: options.max_text_tokens]))
+        return " ".join(words[: options.max_text_tokens])
 
     def _paint(self, request: Request, rng: np.random.Generator | None = None) -> np.ndarray:
         """A picture of the prompt, uint8 [size, size, 3]; without `rng` the one that all samples lie around."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import itertools
 import random
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from racm3.generators.cm3.decoding import Decoder, Row
+from racm3.generators.cm3.decoding import Decoder, Job, Row
 from racm3.generators.cm3.document_format import DocumentFormat, Span, TokenPart
-from racm3.generators.cm3.prompt import Prompt
-from racm3.generators.cm3.scoring import score_sequences
+from racm3.generators.cm3.prompt import Prompt, PromptPart
+from racm3.generators.cm3.scoring import score_prompts
+from racm3.generators.cm3.transformer import Transformer
 from racm3.generators.cm3.vocabulary import Vocabulary
 from racm3.interfaces import Options
 
@@ -46,57 +48,77 @@ def contexts(format, count):
     return sequences
 
 
+def part_for(modality, tokens):
+    if tokens is not None:
+        return PromptPart(modality, tokens)
+    return PromptPart.blank_text() if modality == "text" else PromptPart.blank_image(16)
+
+
 def prompt_for(format, parts, documents=0):
-    return Prompt(format, [m for m, _ in parts], [tokens for _, tokens in parts], 16, contexts(format, documents))
+    return Prompt(format, [part_for(*part) for part in parts], contexts(format, documents))
+
+
+def job_for(prompt, key=()):
+    return Job([prompt], key=key)
+
+
+def blank_parts(prompt):
+    return [part for part, _ in prompt.blanks]
 
 
 def finished(prompt, filled, first_image):
-    """The filled document as training writes it."""
+    """The filled document as training writes it: all blanks here are whole parts."""
+    drawn = dict(zip(blank_parts(prompt), filled, strict=True))
     parts = []
-    for index, (modality, tokens) in enumerate(zip(prompt.modalities, prompt.tokens, strict=True)):
-        ids = tokens if tokens is not None else filled[index]
-        shift = first_image if tokens is None and modality == "image" else 0
-        parts.append(TokenPart(modality, [token - shift for token in ids]))
-    spans = [] if prompt.left_to_right else [Span(i, 0, len(parts[i].tokens)) for i in prompt.blanks]
-    slot = prompt.format.slot_after(prompt.context[-1]) if prompt.context else 0
-    return prompt.format.write(parts, slot=slot, spans=spans)
+    for index, part in enumerate(prompt.parts):
+        shift = first_image if index in drawn and part.modality == "image" else 0
+        parts.append(TokenPart(part.modality, [token - shift for token in drawn.get(index, part.tokens)]))
+    spans = [] if prompt.left_to_right else [Span(i, 0, len(parts[i].tokens)) for i in drawn]
+    return prompt.format.write(parts, slot=prompt.slot, spans=spans)
 
 
 class Spy:
-    """A model that remembers what it was fed and what it answered."""
+    """A transformer that remembers what it was fed, and what it made of the last token."""
 
-    def __init__(self, model):
-        self.model, self.device, self.config = model, model.device, model.config
-        self.ids, self.positions, self.masks, self.logits = [], [], [], []
+    def __init__(self, checkpoint):
+        self.transformer = Transformer(checkpoint.model)
+        self.ids, self.positions, self.last = [], [], []
 
-    def __call__(self, **inputs):
-        self.ids.append(inputs["input_ids"])
-        self.positions.append(inputs["position_ids"])
-        self.masks.append(inputs["attention_mask"])
-        output = self.model(**inputs)
-        self.logits.append(output.logits[:, -1])
-        return output
+    def __getattr__(self, name):
+        return getattr(self.transformer, name)
+
+    def __call__(self, ids, positions, attend):
+        self.ids += ids.tolist()
+        self.positions += positions.tolist()
+        hidden = self.transformer(ids, positions, attend)
+        self.last.append(hidden[-1])
+        return hidden
 
     def fed(self):
         """(id, position) of all that the only row was fed."""
-        return list(zip(torch.cat(self.ids, 1)[0].tolist(), torch.cat(self.positions, 1)[0].tolist(), strict=True))
+        return list(zip(self.ids, self.positions, strict=True))
 
 
 @contextmanager
 def biased(model, ids, amount):
     """Makes some tokens likelier, in decoding and in scoring."""
-    bias = torch.zeros(model.config.vocab_size)
+    bias, before = torch.zeros(model.config.vocab_size), model.lm_head.bias
     bias[ids] = amount
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias)
+    model.lm_head.bias = torch.nn.Parameter(bias if before is None else bias + before)
     try:
         yield
     finally:
-        hook.remove()
+        model.lm_head.bias = before
 
 
 def run(checkpoint, prompts, batch_rows=8, **options):
     options = Options(**{"max_text_tokens": 6, **options})
-    return Decoder(checkpoint.model, batch_rows=batch_rows).run(prompts, options)
+    jobs = [job_for(prompt, (number,)) for number, prompt in enumerate(prompts)]
+    return Decoder(Transformer(checkpoint.model), batch_rows=batch_rows).run(jobs, options)
+
+
+def scores_of(checkpoint, prompts, rows):
+    return score_prompts(checkpoint, [(p, row.filled) for p, row in zip(prompts, rows, strict=True)], batch_rows=2)
 
 
 # --- what is fed is what training showed -------------------------------------------------------------------------
@@ -112,8 +134,8 @@ def test_a_prompt_is_filled_from_left_to_right_when_its_blanks_stand_last(checkp
 @EVERY_TASK
 def test_decoding_feeds_ids_and_positions_as_training_does(checkpoint, task, documents):
     prompt = prompt_for(checkpoint.format, TASKS[task][0], documents)
-    spy = Spy(checkpoint.model)
-    row = Decoder(spy).run([prompt], Options(max_text_tokens=6, seed=1))[0][0]
+    spy = Spy(checkpoint)
+    row = Decoder(spy).run([job_for(prompt)], Options(max_text_tokens=6, seed=1))[0][0]
     own = finished(prompt, row.filled, checkpoint.vocabulary.first_image)
     sequences = [*prompt.context, own]
     expected = list(
@@ -126,17 +148,16 @@ def test_decoding_feeds_ids_and_positions_as_training_does(checkpoint, task, doc
     fed = spy.fed()
     assert fed == expected[: len(fed)]
     # All was fed but what follows the last token drawn.
-    last = [s for s in own.segments if s.part == prompt.blanks[-1]][-1]
+    last = [s for s in own.segments if s.part == prompt.blanks[-1][0]][-1]
     assert len(fed) == sum(len(s) for s in prompt.context) + last.stop - 1
-    assert all(mask.all() for mask in spy.masks)
 
 
 def test_the_caption_prompt_is_the_one_of_the_paper(checkpoint):
     """`<img alt="<mask:0>" src="IMAGE"><mask:0>`, and then the caption."""
     vocabulary = checkpoint.vocabulary
     prompt = prompt_for(checkpoint.format, TASKS["caption through the mask"][0])
-    spy = Spy(checkpoint.model)
-    Decoder(spy).run([prompt], Options(max_text_tokens=1))
+    spy = Spy(checkpoint)
+    Decoder(spy).run([job_for(prompt)], Options(max_text_tokens=1))
     names = vocabulary.names([token for token, _ in spy.fed()])
     assert names == [
         "<s>", '<img alt="', "<mask:0>", '" src="', *(f"image:{i}" for i in range(16)), '">', "<mask:0>",
@@ -160,15 +181,18 @@ def test_rows_feed_the_training_form_of_any_document():
         several += len(blanks) > 1
         known = [(p.modality, None if i in blanks else p.tokens) for i, p in enumerate(parts)]
         prompt = prompt_for(format, known, draw.randrange(3))
-        row = Row(prompt, np.random.default_rng(0), Options(max_text_tokens=100))
-        fed = list(zip(*(side.tolist() for side in prompt.start()), strict=True))
-        while row.current is not None:
+        row = Row(job_for(prompt), 0, Options(max_text_tokens=100))
+        fed = [pair for s in prompt.context for pair in zip(s.ids.tolist(), s.positions.tolist(), strict=True)]
+        fed += zip(*(side.tolist() for side in prompt.start()), strict=True)
+        while row.fills:
             if row.feed:
-                fed.append(row.feed.pop(0))
+                (token,), (position,) = row.feed.pop(0)
+                fed.append((token, position))
                 continue
-            tokens, at = parts[row.current.part].tokens, len(row.filled[row.current.part])
-            shift = vocabulary.first_image if row.current.modality == "image" else 0
-            row.accept(tokens[at] + shift if at < len(tokens) else row.current.stop, -1.0)
+            (fill,) = row.fills
+            tokens, at = parts[fill.part].tokens, len(row.filled[-1])
+            shift = vocabulary.first_image if fill.modality == "image" else 0
+            row.accept(tokens[at] + shift if at < len(tokens) else fill.stop, -1.0)
         own = finished(prompt, row.filled, vocabulary.first_image)
         sequences = [*prompt.context, own]
         expected = zip(
@@ -178,7 +202,8 @@ def test_rows_feed_the_training_form_of_any_document():
         )
         assert fed == list(expected)[: len(fed)]
         assert row.log_probability == -row.tokens
-        assert int(own.positions.max()) - int(own.positions[0]) < prompt.extent(40)
+        assert int(own.positions.max()) - prompt.slot < prompt.extent(40)
+        assert len(fed) - len(prompt.start()[0]) - sum(map(len, prompt.context)) <= prompt.steps(40)
     assert several > 50
 
 
@@ -193,14 +218,13 @@ def test_blanks_are_filled_with_their_kind_whatever_the_model_would_rather_write
     prompt = prompt_for(checkpoint.format, TASKS[task][0])
     stops = [vocabulary.control(name) for name in ("<eoss>", "</p>", '" src="')]
     forbidden = {"image": ~image, "text": ~text}
-    for modality in {prompt.modalities[part] for part in prompt.blanks}:
+    for modality in {prompt.parts[part].modality for part in blank_parts(prompt)}:
         ids = forbidden[modality].nonzero().squeeze(1)
         ids = ids[~torch.isin(ids, torch.tensor(stops))]
         with biased(checkpoint.model, ids, 100.0):
             row = run(checkpoint, [prompt])[0][0]
-        assert sorted(row.filled) == prompt.blanks
-        for part, tokens in row.filled.items():
-            if prompt.modalities[part] == "image":
+        for part, tokens in zip(blank_parts(prompt), row.filled, strict=True):
+            if prompt.parts[part].modality == "image":
                 assert len(tokens) == 16 and bool(image[tokens].all())
             else:
                 assert len(tokens) <= 6 and bool(text[tokens].all())
@@ -219,15 +243,14 @@ def test_blanks_are_filled_with_their_kind_whatever_the_model_would_rather_write
 def test_a_text_ends_before_its_own_stop_and_at_no_other(checkpoint, task, stop):
     vocabulary = checkpoint.vocabulary
     prompt = prompt_for(checkpoint.format, TASKS[task][0])
-    blank = prompt.blanks[0]
     with biased(checkpoint.model, [vocabulary.control(stop)], 100.0):
         row = run(checkpoint, [prompt])[0][0]
-    assert row.filled[blank] == []
+    assert row.filled[0] == []
     assert row.tokens == 1 + 16 * (len(prompt.blanks) - 1)  # the stop is drawn, and counts
     assert row.log_probability <= 0
     others = [vocabulary.control(name) for name in ("<eoss>", "</p>", '" src="', "</s>") if name != stop]
     with biased(checkpoint.model, [vocabulary.control(stop)], -100.0), biased(checkpoint.model, others, 100.0):
-        assert len(run(checkpoint, [prompt])[0][0].filled[blank]) == 6
+        assert len(run(checkpoint, [prompt])[0][0].filled[0]) == 6
 
 
 def test_a_text_may_end_by_itself_before_its_limit(checkpoint):
@@ -261,10 +284,7 @@ def test_the_log_probability_of_a_sample_is_its_score(checkpoint, task, temperat
     # Every text ends by its stop, which a score counts; at its limit it would end without.
     with biased(checkpoint.model, stops, 6.0):
         rows = run(checkpoint, [prompt], n=2, temperature=temperature, max_text_tokens=30, top_p=0.9)[0]
-        prepared = [
-            (list(prompt.context), finished(prompt, row.filled, vocabulary.first_image), prompt.blanks) for row in rows
-        ]
-        scores = score_sequences(checkpoint, prepared, batch_rows=2)
+        scores = scores_of(checkpoint, [prompt] * 2, rows)
     for row, score in zip(rows, scores, strict=True):
         assert score.log_probability == pytest.approx(row.log_probability, abs=1e-3)
         assert sum(score.tokens) == row.tokens
@@ -296,9 +316,9 @@ def all_prompts(checkpoint):
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_a_row_is_the_same_alone_and_among_others(checkpoint, temperature):
-    """Prompts are padded on the left; padding is never attended to."""
+    """Prefixes are padded; padding is never attended to."""
     prompts = all_prompts(checkpoint)
-    assert len({len(prompt.start()[0]) for prompt in prompts}) > 6
+    assert len({sum(map(len, prompt.context)) + len(prompt.start()[0]) for prompt in prompts}) > 6
     alone, together = (
         run(checkpoint, prompts, batch_rows=rows, n=2, seed=5, temperature=temperature) for rows in (1, 16)
     )
@@ -311,15 +331,15 @@ def test_a_row_is_the_same_alone_and_among_others(checkpoint, temperature):
 def test_rows_come_back_in_the_order_of_the_prompts(checkpoint):
     prompts = all_prompts(checkpoint)
     rows = run(checkpoint, prompts, n=2)
-    assert [[row.prompt is prompt for row in group] for prompt, group in zip(prompts, rows, strict=True)] == [
+    assert [[row.job.streams[0] is prompt for row in group] for prompt, group in zip(prompts, rows, strict=True)] == [
         [True, True]
     ] * len(prompts)
 
 
 def test_progress_counts_the_rows(checkpoint):
     seen = []
-    prompts = [prompt_for(checkpoint.format, TASKS["text alone"][0])] * 3
-    Decoder(checkpoint.model, batch_rows=2).run(prompts, Options(max_text_tokens=1), seen.append)
+    jobs = [job_for(prompt_for(checkpoint.format, TASKS["text alone"][0]))] * 3
+    Decoder(Transformer(checkpoint.model), batch_rows=2).run(jobs, Options(max_text_tokens=1), seen.append)
     assert seen == [2, 3]
 
 
@@ -344,12 +364,13 @@ def test_another_document_changes_the_logits_in_decoding(checkpoint, task, chang
     context = list(prompts[1].context)
     parts = [TokenPart("text", [90] * (changed + 1)), TokenPart("image", PICTURE[::-1])]
     context[changed] = checkpoint.format.write(parts, slot=int(context[changed].positions[0]))
-    prompts[1] = Prompt(checkpoint.format, prompts[1].modalities, prompts[1].tokens, 16, context)
+    prompts[1] = replace(prompts[1], context=context)
     answers = []
     for prompt in prompts:
-        spy = Spy(checkpoint.model)
-        Decoder(spy).run([prompt], Options(temperature=0, max_text_tokens=3))
-        answers.append(spy.logits)
+        spy = Spy(checkpoint)
+        Decoder(spy).run([job_for(prompt)], Options(temperature=0, max_text_tokens=3))
+        with torch.inference_mode():
+            answers.append([spy.logits(state, 0, checkpoint.vocabulary.size) for state in spy.last[1:]])
     for one, other in zip(*answers, strict=False):
         assert (one - other).abs().max() > 1e-3
 
@@ -362,8 +383,10 @@ def test_without_a_mask_the_library_would_hide_the_documents(checkpoint):
         answers = []
         for shift in (1, 2):
             context = format.write([TokenPart("text", CAPTION), TokenPart("image", np.roll(PICTURE, shift))])
-            prompt = Prompt(format, ["text", "image"], [CAPTION, None], 16, [context])
-            ids, positions = (torch.from_numpy(side)[None] for side in prompt.start())
+            prompt = replace(prompt_for(format, [("text", CAPTION), ("image", None)]), context=[context])
+            own = prompt.start()
+            ids = torch.from_numpy(np.concatenate([context.ids, own[0]]))[None]
+            positions = torch.from_numpy(np.concatenate([context.positions, own[1]]))[None]
             with torch.inference_mode():
                 # It looks for packed sequences where there is neither a mask nor a cache.
                 output = checkpoint.model(

@@ -6,26 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from racm3.generators.cm3.decoding import Row, _Allowed, draw_tokens, truncate
-from racm3.generators.cm3.document_format import DocumentFormat
-from racm3.generators.cm3.prompt import Prompt
-from racm3.generators.cm3.vocabulary import Vocabulary
+from racm3.generators.cm3.drawing import contrast, draw, guide, repeated, streams_of, truncate
 from racm3.interfaces import Options
 
 
-def drawn_from(logits, modality="image", count=3000, **options):
+def drawn_from(logits, count=3000, **options):
     """Tokens that many rows draw from the same logits [vocabulary]."""
-    vocabulary = Vocabulary(5, 4)
-    prompt = Prompt(DocumentFormat(vocabulary), [modality], [None], 4)
-    rows = [Row(prompt, np.random.default_rng([0, i]), Options(**options)) for i in range(count)]
-    draw_tokens(rows, torch.tensor(logits).expand(count, -1), _Allowed(prompt, torch.device("cpu")))
-    # A drawn token waits to be fed; a text's stop is not fed.
-    return np.array([row.feed[0][0] - vocabulary.first_image if row.feed else -1 for row in rows])
+    uniform = torch.tensor([np.random.default_rng([0, i]).random() for i in range(count)], dtype=torch.float64)
+    return draw(torch.tensor(logits).expand(count, -1), Options(**options), uniform).numpy()
 
 
-def image_logits(*probabilities):
-    """Logits [5 text, 26 control, 4 image tokens]: all but images are likelier still, and forbidden."""
-    return [9.0] * 31 + [float(np.log(p)) for p in probabilities]
+def logits_of(*probabilities):
+    return [float(np.log(p)) for p in probabilities]
 
 
 def shares(tokens):
@@ -33,25 +25,25 @@ def shares(tokens):
 
 
 def test_tokens_are_drawn_by_their_probability():
-    assert shares(drawn_from(image_logits(0.5, 0.3, 0.15, 0.05))) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
+    assert shares(drawn_from(logits_of(0.5, 0.3, 0.15, 0.05))) == pytest.approx([0.5, 0.3, 0.15, 0.05], abs=0.03)
 
 
 def test_temperature_flattens_and_sharpens():
     roots = np.sqrt([0.5, 0.3, 0.15, 0.05])
-    drawn = drawn_from(image_logits(0.5, 0.3, 0.15, 0.05), temperature=2.0)
+    drawn = drawn_from(logits_of(0.5, 0.3, 0.15, 0.05), temperature=2.0)
     assert shares(drawn) == pytest.approx((roots / roots.sum()).tolist(), abs=0.03)
-    assert shares(drawn_from(image_logits(0.3, 0.5, 0.15, 0.05), count=100, temperature=0.02)) == [0, 1, 0, 0]
+    assert shares(drawn_from(logits_of(0.3, 0.5, 0.15, 0.05), count=100, temperature=0.02)) == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-40])
 def test_no_temperature_takes_the_likeliest(temperature):
-    assert set(drawn_from(image_logits(0.3, 0.4, 0.2, 0.1), count=10, temperature=temperature)) == {1}
+    assert set(drawn_from(logits_of(0.3, 0.4, 0.2, 0.1), count=10, temperature=temperature)) == {1}
 
 
 def test_truncated_tokens_are_never_drawn():
-    drawn = drawn_from(image_logits(0.5, 0.3, 0.15, 0.05), top_k=2)
+    drawn = drawn_from(logits_of(0.5, 0.3, 0.15, 0.05), top_k=2)
     assert shares(drawn) == pytest.approx([5 / 8, 3 / 8, 0, 0], abs=0.03)
-    drawn = drawn_from(image_logits(0.15, 0.5, 0.05, 0.3), top_p=0.9)
+    drawn = drawn_from(logits_of(0.15, 0.5, 0.05, 0.3), top_p=0.9)
     assert shares(drawn) == pytest.approx([0.15 / 0.95, 0.5 / 0.95, 0, 0.3 / 0.95], abs=0.03)
 
 
@@ -75,21 +67,45 @@ def test_rows_are_truncated_each_by_its_own_probabilities():
 
 
 def test_the_ends_of_the_random_stream_draw_possible_tokens():
-    """A draw of 0, or of just under 1, must not fall on a forbidden token at either end of the vocabulary."""
-
-    class Stuck:
-        def __init__(self, value):
-            self.value = value
-
-        def random(self):
-            return self.value
-
-    vocabulary = Vocabulary(5, 4)
-    prompt = Prompt(DocumentFormat(vocabulary), ["text"], [None], 4)
-    allowed = _Allowed(prompt, torch.device("cpu"))
-    logits = torch.tensor([-float("inf"), 0.3, 0.1, 0.2, -50.0, *[0.0] * 30])
-    logits[vocabulary.control("</p>")] = -float("inf")
+    """A draw of 0, or of just under 1, must not fall on an impossible token at either end of the vocabulary."""
+    scores = torch.tensor([[-float("inf"), 0.3, 0.1, 0.2, -50.0, -float("inf")]])
     for value, possible in ((0.0, {1}), (float(np.nextafter(1, 0)), {3, 4})):
-        row = Row(prompt, Stuck(value), Options())
-        draw_tokens([row], logits[None], allowed)
-        assert set(row.filled[0]) <= possible and row.filled[0]
+        token = int(draw(scores, Options(), torch.tensor([value], dtype=torch.float64)))
+        assert token in possible
+
+
+# --- several predictions in one ----------------------------------------------------------------------------------
+
+
+def test_groups_are_averaged_as_probabilities():
+    logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.4, 0.6]]]).log() + 3.0  # any constant
+    prompted, unprompted = streams_of(logits, guided=True)
+    assert prompted.exp()[0].tolist() == pytest.approx([0.7, 0.3])
+    assert unprompted.exp()[0].tolist() == pytest.approx([0.3, 0.7])
+    prompted, unprompted = streams_of(logits, guided=False)
+    assert prompted.exp()[0].tolist() == pytest.approx([0.5, 0.5]) and unprompted is None
+
+
+def test_guidance_goes_from_the_unprompted_through_the_prompted_and_beyond():
+    prompted, unprompted = torch.tensor([[0.5, 0.3, 0.2]]).log(), torch.tensor([[0.2, 0.3, 0.5]]).log()
+    assert torch.equal(guide(prompted, unprompted, 0.0), unprompted)
+    assert torch.allclose(guide(prompted, unprompted, 1.0), prompted)
+    ratio = guide(prompted, unprompted, 3.0).softmax(-1)[0]
+    assert float(ratio[0] / ratio[1]) == pytest.approx((0.5 / 0.3) * (2.5 / 1) ** 2)
+
+
+def test_contrast_keeps_what_is_likely_and_ranks_it_by_the_ratio():
+    prompted = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+    unprompted = torch.tensor([[0.7, 0.1, 0.1, 0.1]]).log()
+    scores = contrast(prompted, unprompted, k=2, share=0.6)  # at least 0.6 * 0.3
+    assert scores.exp()[0].tolist() == pytest.approx([0.4 / 0.7, 3, 2, 0])
+    assert contrast(prompted, unprompted, k=9, share=1.0).isfinite().all()
+    assert contrast(prompted, unprompted, k=1, share=1.0).isfinite()[0].tolist() == [True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("drawn", "size", "again"),
+    [([1, 2, 3, 1, 2], 3, [3]), ([1, 2, 1, 2], 2, [1]), ([4, 5], 1, [4, 5]), ([1, 2], 3, []), ([1, 1, 1], 2, [1, 1]), ([7], 0, [])],
+)  # fmt: skip
+def test_what_would_repeat(drawn, size, again):
+    assert repeated(drawn, size) == again

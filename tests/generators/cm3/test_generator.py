@@ -25,15 +25,19 @@ def hits(pictures, count=2, caption="a grey whale {}"):
     return [Hit(Document([caption.format(i), pictures[i]], id=f"d{i}")) for i in range(count)]
 
 
+def reader(generator):
+    return generator._ready().reader
+
+
 @contextmanager
 def biased(model, ids, amount):
-    bias = torch.zeros(model.config.vocab_size)
+    bias, before = torch.zeros(model.config.vocab_size), model.lm_head.bias
     bias[ids] = amount
-    hook = model.lm_head.register_forward_hook(lambda module, inputs, logits: logits + bias)
+    model.lm_head.bias = torch.nn.Parameter(bias if before is None else bias + before)
     try:
         yield
     finally:
-        hook.remove()
+        model.lm_head.bias = before
 
 
 @pytest.fixture
@@ -42,9 +46,9 @@ def decoded(monkeypatch):
     seen = []
     run = Decoder.run
 
-    def spy(self, prompts, options, progress=None):
-        seen.extend(prompts)
-        return run(self, prompts, options, progress)
+    def spy(self, jobs, options, progress=None):
+        seen.extend(job.streams[0] for job in jobs)
+        return run(self, jobs, options, progress)
 
     monkeypatch.setattr(Decoder, "run", spy)
     return seen
@@ -130,7 +134,12 @@ def test_no_text_can_give_orders(generator, pictures, decoded, text):
     assert outputs[1][0].document.texts == (text,)
     vocabulary = generator.checkpoint.vocabulary
     plain, hostile = (
-        [name for name in vocabulary.names(prompt.start()[0].tolist()) if not name.startswith("text:")]
+        [
+            name
+            for sequence in [*prompt.context, prompt.document()]
+            for name in vocabulary.names(sequence.ids.tolist())
+            if not name.startswith("text:")
+        ]
         for prompt in decoded
     )
     assert plain == hostile
@@ -157,7 +166,7 @@ def test_the_most_relevant_document_stands_nearest_to_the_prompt(generator, pict
     starts = [int(sequence.positions[0]) for sequence in decoded[0].context]
     assert starts == [0, 64, 128]
     for hit, sequence, slot in zip(reversed(context), decoded[0].context, starts, strict=True):
-        parts = generator.token_parts(hit.document)
+        parts = reader(generator).parts(hit.document)
         assert sequence.ids.tolist() == format.write(parts, slot=slot).ids.tolist()
 
 
@@ -168,7 +177,7 @@ def test_a_context_that_does_not_fit_is_cut_from_its_end(generator, pictures, de
     # 256 positions in all, 64 for each document.
     assert len(decoded[0].context) == 3
     assert caplog.messages == ["the context is cut to 3 of 5 documents: no more fit"]
-    nearest = generator.token_parts(context[0].document)
+    nearest = reader(generator).parts(context[0].document)
     assert decoded[0].context[-1].ids.tolist() == generator.checkpoint.format.write(nearest).ids.tolist()
 
 
@@ -187,12 +196,12 @@ def test_prompt_and_context_stay_within_the_models_positions(generator, pictures
     """However long the text may get: its room is kept free."""
     prompts = {"text": Document([Blank("text"), pictures[5]]), "image": TO_IMAGE}
     for limit in (10, 60, 100, 200):
-        prompt = generator._prompt(Request(prompts[blank], hits(pictures, 5)), limit)
-        slot = prompt.format.slot_after(prompt.context[-1]) if prompt.context else 0
-        extent = prompt.extent(limit)
-        assert slot + extent <= 256
+        request = Request(prompts[blank], hits(pictures, 5))
+        prompt = reader(generator).jobs([request], Options(max_text_tokens=limit))[0][0].streams[0]
+        extent = prompt.slot + prompt.extent(limit)
+        assert extent <= 256
         # No document is left out that had room.
-        assert slot + extent > 192 or len(prompt.context) == 5
+        assert extent > 192 or len(prompt.context) == 5
 
 
 def test_another_document_changes_the_score(generator, pictures):
@@ -222,7 +231,7 @@ def by_hand(generator, document, context=(), spans=()):
     for item in [*context, document]:
         slot = checkpoint.format.slot_after(sequences[-1]) if sequences else 0
         own = spans if item is document else ()
-        sequences.append(checkpoint.format.write(generator.token_parts(item), slot=slot, spans=own))
+        sequences.append(checkpoint.format.write(reader(generator).parts(item), slot=slot, spans=own))
     ids = torch.from_numpy(np.concatenate([s.ids for s in sequences]))
     positions = torch.from_numpy(np.concatenate([s.positions for s in sequences]))
     with torch.no_grad():
@@ -316,7 +325,7 @@ def test_a_drawn_picture_has_the_log_probability_of_its_score(generator, picture
     request = Request(TO_IMAGE, hits(pictures))
     outputs = generator.generate([request], options=Options(n=3))[0]
     for ids, output in zip(drawn[0], outputs, strict=True):
-        generator._pictures[output.document.image.content_hash] = ids
+        reader(generator).pictures[output.document.image.content_hash] = ids
         score = generator.score([request], [output.document])[0]
         assert score.log_probability == pytest.approx(output.log_probability, abs=1e-3)
         assert score.tokens == (output.tokens,)
@@ -336,15 +345,15 @@ def test_a_picture_is_tokenised_once(checkpoint, pictures, monkeypatch):
 
 def test_pictures_of_any_shape_are_taken(generator):
     wide = Image(np.full((7, 50, 3), 80, np.uint8))
-    part = generator.token_parts(Document(wide))[0]
+    part = reader(generator).parts(Document(wide))[0]
     assert part.modality == "image" and len(part.tokens) == 16
 
 
 def test_a_folder_is_opened_on_first_use(checkpoint_folder, checkpoint):
     generator = Cm3Generator(checkpoint=checkpoint_folder, device="cpu")
-    assert generator._checkpoint is None
+    assert generator._loaded is None
     assert generator.fingerprint == checkpoint.fingerprint
-    assert generator._checkpoint is None
+    assert generator._loaded is None
     assert generator.generate([Request(TO_IMAGE)])[0][0].tokens == 16
     assert generator.fingerprint == checkpoint.fingerprint
 

@@ -200,6 +200,13 @@ def test_a_model_of_another_vocabulary_is_refused(folder):
     assert "model has" in refused(folder)
 
 
+def test_a_model_of_another_kind_is_refused(folder):
+    """Its weights may have the same names; it would be read as what it is not."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": "mistral"}))
+    assert "is a mistral, not a llama" in refused(folder)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_refused(folder, value):
     weights = load_file(folder / "model.safetensors")

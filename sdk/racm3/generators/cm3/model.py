@@ -195,6 +195,8 @@ def _check_parts(
     """The parts of a checkpoint must have been trained for each other."""
     import torch
 
+    if model.config.model_type != "llama":
+        raise CheckpointError(f"The model in {folder} is a {model.config.model_type}, not a llama.", _COPY_AGAIN)
     mismatches = {
         "tokenizer.json": (text.get_vocab_size(), vocabulary.text_tokens),
         "image_tokenizer": (image.codes, vocabulary.image_tokens),

@@ -1,0 +1,123 @@
+"""The tasks by name: short ways to ask the one operation, filling the blanks of a prompt (method section 5)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from .classification import Classification
+from .document import Blank, Document, Image, MaskedImage, MaskedText
+from .interfaces import Hit, Options, Where
+
+if TYPE_CHECKING:
+    import numpy as np
+    import PIL.Image
+
+    from .blanks import Region
+    from .generation import Generation
+    from .ranking import Rerank
+
+Picture: TypeAlias = "Image | PIL.Image.Image | np.ndarray | Path"
+Context: TypeAlias = "Iterable[Hit | Document | Image | str]"
+Example: TypeAlias = "Document | tuple[Picture | str, str]"
+
+
+def as_image(picture: Picture | str) -> Image:
+    """A picture from anything that is one; a str is a path."""
+    return picture if isinstance(picture, Image) else Image(picture)
+
+
+class Tasks(ABC):
+    """What a `Pipeline` can be asked by name. Each is a prompt for `generate`, whose arguments they share."""
+
+    @abstractmethod
+    def generate(self, prompts: Any, **arguments: Any) -> Any:
+        """See `Pipeline.generate`."""
+
+    def imagine(
+        self,
+        caption: str,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Generation:
+        """Draw a picture of a caption. Arguments as of `generate`."""
+        prompt = Document([caption, Blank("image")])
+        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+
+    def caption(
+        self,
+        image: Picture | str,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Generation:
+        """Describe a picture (a str is a path) in words. Arguments as of `generate`."""
+        prompt = Document([Blank("text"), as_image(image)])
+        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+
+    def edit(
+        self,
+        image: Picture | str,
+        region: Region,
+        text: str | None = None,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Generation:
+        """Draw a region of a picture anew, as a part of what `text` describes. Every other pixel stays as it is.
+
+        region: a box (left, top, right, bottom) in pixels, or a boolean mask [h, w], True where it is to be drawn; see
+        `MaskedImage`. The other arguments are those of `generate`.
+        """
+        hole = MaskedImage(as_image(image), region)
+        prompt = Document([hole] if text is None else [text, hole])
+        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+
+    def complete(
+        self,
+        before: str,
+        after: str = "",
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Generation:
+        """Go on with a text, or fill its gap if there is something after it. Arguments as of `generate`."""
+        prompt = Document(MaskedText(before, after))
+        return self.generate(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
+
+    @abstractmethod
+    def classify(
+        self,
+        image: Picture | str,
+        labels: Sequence[str],
+        *,
+        examples: Iterable[Example] = (),
+        k: int | None = None,
+        where: Where | None = None,
+        group_size: int = 2,
+        seed: int = 0,
+    ) -> Classification:
+        """See `Pipeline.classify`."""

@@ -1,0 +1,194 @@
+"""Gaps in pictures and texts: what is masked, what stays, and that decoding and scoring agree."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from racm3.document import Blank, Document, Image, MaskedImage, MaskedText, Text
+from racm3.errors import GenerationError
+from racm3.generators.cm3.decoding import Job, Row
+from racm3.generators.cm3.document_format import DocumentFormat, Span, TokenPart
+from racm3.generators.cm3.prompt import MAX_SPANS, Prompt, PromptPart
+from racm3.generators.cm3.vocabulary import Vocabulary
+from racm3.interfaces import Hit, Options, Request
+
+VOCABULARY = Vocabulary(50, 20)
+FORMAT = DocumentFormat(VOCABULARY, 64, 16)
+FIRST = VOCABULARY.first_image
+
+
+def region(*cells: int, count: int = 16) -> np.ndarray:
+    masked = np.zeros(count, bool)
+    masked[list(cells)] = True
+    return masked
+
+
+def fed_with(prompt: Prompt, tokens_of) -> tuple[list[tuple[int, int]], Row]:
+    """What a row is fed from its start on, when it draws the tokens that `tokens_of(blank number, place)` says."""
+    row = Row(Job([prompt]), 0, Options())
+    fed = list(zip(*(side.tolist() for side in prompt.start()), strict=True))
+    while row.fills:
+        if row.feed:
+            (token,), (position,) = row.feed.pop(0)
+            fed.append((token, position))
+        else:
+            row.accept(tokens_of(len(row.filled) - 1, len(row.filled[-1])), -1.0)
+    return fed, row
+
+
+def test_a_region_is_cut_out_in_the_trained_format():
+    """Its spans keep their positions, and stand behind the document, each after its sentinel."""
+    codes = list(range(16))
+    prompt = Prompt(FORMAT, [PromptPart("text", [1, 2]), PromptPart.masked_image(codes, region(5, 6, 9, 10))])
+    fed, row = fed_with(prompt, lambda number, place: FIRST + [[15, 14], [13, 12]][number][place])
+    codes[5:7], codes[9:11] = [15, 14], [13, 12]
+    trained = FORMAT.write(
+        [TokenPart("text", [1, 2]), TokenPart("image", codes)], spans=[Span(1, 5, 7), Span(1, 9, 11)]
+    )
+    expected = list(zip(trained.ids.tolist(), trained.positions.tolist(), strict=True))
+    assert fed == expected[: len(fed)]
+    assert len(fed) == len(expected) - 3, "all but the last token, <eoss> and </s>"
+    assert row.tokens == 4
+
+
+def test_a_region_at_the_end_is_filled_from_left_to_right():
+    prompt = Prompt(FORMAT, [PromptPart("text", [1, 2]), PromptPart.masked_image(range(16), region(*range(12, 16)))])
+    assert prompt.left_to_right
+    fed, row = fed_with(prompt, lambda number, place: FIRST + place)
+    trained = FORMAT.write([TokenPart("text", [1, 2]), TokenPart("image", [*range(12), 0, 1, 2, 3])])
+    assert fed == list(zip(trained.ids.tolist(), trained.positions.tolist(), strict=True))[: len(fed)]
+    assert row.filled == [[FIRST, FIRST + 1, FIRST + 2, FIRST + 3]]
+
+
+def test_many_runs_become_few_spans_whose_known_tokens_stay():
+    masked = region(*range(0, 40, 2), count=64)
+    part = PromptPart.masked_image([i % 20 for i in range(64)], masked)
+    assert len(part.blanks) == MAX_SPANS
+    inside = {i for b in part.blanks for i in range(b.start, b.stop)}
+    known = {i for b in part.blanks for i in b.known}
+    assert inside - known == set(np.flatnonzero(masked)) and not known & set(np.flatnonzero(masked))
+    prompt = Prompt(FORMAT, [part])
+    _, row = fed_with(prompt, lambda number, place: FIRST + 19)
+    assert row.tokens == 20, "known tokens are not drawn"
+    filled = prompt.filled(0, [(b, ids) for (_, b), ids in zip(prompt.blanks, row.filled, strict=True)])
+    assert list(filled.tokens) == [19 if masked[i] else i % 20 for i in range(64)]
+
+
+def test_a_gap_in_a_text_in_the_trained_format():
+    prompt = Prompt(FORMAT, [PromptPart.blank_text([1, 2], [3]), PromptPart("image", range(16))])
+    fed, _ = fed_with(prompt, lambda number, place: [7, 8, VOCABULARY.control("<eoss>")][place])
+    trained = FORMAT.write([TokenPart("text", [1, 2, 7, 8, 3]), TokenPart("image", range(16))], spans=[Span(0, 2, 4)])
+    assert fed == list(zip(trained.ids.tolist(), trained.positions.tolist(), strict=True))[: len(fed)]
+    assert len(fed) == len(trained) - 2
+
+
+def test_a_text_that_goes_on_stays_one_paragraph():
+    prompt = Prompt(FORMAT, [PromptPart.blank_text([1, 2])])
+    fed, _ = fed_with(prompt, lambda number, place: [7, VOCABULARY.control("</p>")][place])
+    assert VOCABULARY.names([token for token, _ in fed]) == ["<s>", "<p>", "text:1", "text:2", "text:7"]
+
+
+def test_no_more_gaps_than_sentinels():
+    parts = [Blank("text"), "x"] * 17
+    with pytest.raises(GenerationError, match="has 17 gaps; a document can have 16"):
+        Prompt(FORMAT, [PromptPart.blank_text() if p != "x" else PromptPart("text", [1]) for p in parts])
+
+
+# --- documents ------------------------------------------------------------------------------------------------------
+
+
+def test_a_region_is_drawn_and_the_other_tokens_stay(generator, pictures):
+    tokenizer = generator.checkpoint.image_tokenizer
+    before = generator._ready().reader.codes(pictures[0])
+    prompt = Document(["a red kite", MaskedImage(pictures[0], (4, 4, 12, 12))])
+    decode, seen = tokenizer.decode, []
+    tokenizer.decode = lambda ids: seen.append(ids) or decode(ids)
+    try:
+        outputs = generator.generate([Request(prompt)], options=Options(n=4, seed=1))[0]
+    finally:
+        del tokenizer.decode
+    kept = np.ones((4, 4), bool)
+    kept[1:3, 1:3] = False
+    assert (seen[0][:, kept.ravel()] == before[kept.ravel()]).all()
+    assert len(np.unique(seen[0][:, ~kept.ravel()], axis=0)) > 1
+    assert all(output.tokens == 4 and isinstance(output.document.image, Image) for output in outputs)
+
+
+@pytest.mark.parametrize("task", ["region", "region at the end", "gap", "continued", "region and gap"])
+def test_what_is_drawn_has_the_log_probability_of_its_score(generator, pictures, task):
+    """With documents in the context, all of which count."""
+    tokenizer = generator.checkpoint.text_tokenizer
+    before, after = "a red ", " over the beach"
+    hole = {"region": (4, 4, 12, 12), "region at the end": (0, 8, 16, 16), "region and gap": (4, 0, 8, 16)}
+    parts = {
+        "region": ["a red kite", MaskedImage(pictures[0], hole["region"])],
+        "region at the end": ["a red kite", MaskedImage(pictures[0], hole["region at the end"])],
+        "gap": [MaskedText(before, after), pictures[0]],
+        "continued": [MaskedText(before)],
+        "region and gap": [MaskedText(before, after), MaskedImage(pictures[0], hole["region and gap"])],
+    }[task]
+    context = [Hit(Document(["a whale", pictures[1]])), Hit(Document(["a kite", pictures[2]]))]
+    request = Request(Document(parts), context)
+    job = generator._ready().reader.jobs([request], Options())[0][0]
+    # Characters of one token each, so that a text is tokenised as it was drawn; it ends by its stop.
+    from racm3.generators.cm3.scoring import score_prompts
+
+    likely = [*tokenizer.encode("!?#%").ids, *(generator.checkpoint.vocabulary.control(n) for n in ("<eoss>", "</p>"))]
+    import torch
+
+    head = generator.checkpoint.model.lm_head
+    bias = torch.zeros(head.out_features)
+    bias[likely] = 50.0
+    head.bias = torch.nn.Parameter(bias)
+    try:
+        rows = generator._ready().decoder.run([job], Options(n=3, max_text_tokens=60))[0]
+        prompt = job.streams[0]
+        scores = score_prompts(generator.checkpoint, [(prompt, row.filled) for row in rows], batch_rows=3)
+        outputs = generator.generate([request], options=Options(n=3, max_text_tokens=60))[0]
+        if "text" in [prompt.parts[i].modality for i, _ in prompt.blanks] and task != "region and gap":
+            again = generator.score([request] * 3, [output.document for output in outputs])
+            assert [s.log_probability for s in again] == pytest.approx([o.log_probability for o in outputs], abs=1e-3)
+    finally:
+        head.bias = None
+    for row, score in zip(rows, scores, strict=True):
+        assert score.log_probability == pytest.approx(row.log_probability, abs=1e-3)
+        assert sum(score.tokens) == row.tokens
+    for output in outputs:
+        for asked, part in zip(parts, output.document.parts, strict=True):
+            if isinstance(asked, MaskedText):
+                assert isinstance(part, Text)
+                assert part.text.startswith(asked.before) and part.text.endswith(asked.after)
+
+
+def test_a_region_sees_what_stands_around_it_and_in_the_context(generator, pictures):
+    """Another picture around it, another caption or another document changes how likely the same region is."""
+    box = (4, 4, 12, 12)
+
+    def score(caption, picture, shown):
+        array = np.asarray(picture.picture).copy()
+        array[4:12, 4:12] = np.asarray(pictures[5].picture)[4:12, 4:12]
+        target = Image(array)
+        reader = generator._ready().reader
+        codes = reader.codes(picture).copy().reshape(4, 4)
+        codes[1:3, 1:3] = 3  # the same tokens in the region, whatever is around it
+        reader.pictures[target.content_hash] = codes.ravel()
+        request = Request(Document([caption, MaskedImage(picture, box)]), [Hit(Document(["x", shown]))])
+        return generator.score([request], [Document([caption, target])])[0]
+
+    base = score("a red kite", pictures[0], pictures[1])
+    assert base.tokens == (4,)
+    for other in (
+        score("a whale", pictures[0], pictures[1]),
+        score("a red kite", pictures[2], pictures[1]),
+        score("a red kite", pictures[0], pictures[3]),
+    ):
+        assert abs(other.log_probability - base.log_probability) > 1e-3
+
+
+def test_a_target_must_hold_the_text_around_the_gap(generator):
+    prompt = Document(MaskedText("a red ", " beach"))
+    for wrong in ("a red", "a redbeach", "a blue beach", "a red beach"):
+        with pytest.raises(GenerationError, match="is not the prompt"):
+            generator.score([Request(prompt)], [Document(wrong)])
+    assert generator.score([Request(prompt)], [Document("a red and wide beach")])[0].tokens[0] > 1
