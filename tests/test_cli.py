@@ -131,6 +131,21 @@ def test_only_index_makes_a_memory(toy: Path, run):
     assert list(Path("empty").iterdir()) == [] and not Path("toy-memory").exists()
 
 
+def test_looking_into_a_memory_changes_none_of_its_files(memory: Path, run):
+    from racm3.memories.faiss import FaissMemory
+
+    with FaissMemory(memory) as stored:
+        stored.export_read_only(Path("shipped"))
+
+    def files() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in Path("shipped").iterdir()}
+
+    before = files()
+    for command in (("search", "fox", "--json"), ("generate", "fox"), ("caption", "photos/fox.png")):
+        assert run(*command, "-k", 1, "--memory", "shipped", "--preset", "toy")[0] == 0
+        assert files() == before
+
+
 def test_search_says_why_nothing_was_found(memory: Path, run):
     from racm3.memories.faiss import FaissMemory
 

@@ -16,7 +16,7 @@ from ..interfaces import Options
 from ..registry import registry
 
 if TYPE_CHECKING:
-    from ..config import PipelineConfig
+    from ..config import ComponentConfig, PipelineConfig
 
 DEFAULT_PRESET = "emoji"
 
@@ -105,7 +105,17 @@ def chosen_pipeline(
         raise ConfigError(
             f"There is no memory at {memory or path}.", f"Make one: racm3 index FOLDER {shlex.join(again)}"
         )
+    if path is not None and not writes:
+        chosen = replace(chosen, memory=_only_read(chosen.memory))
     return chosen if generates else replace(chosen, generator=None)
+
+
+def _only_read(memory: ComponentConfig) -> ComponentConfig:
+    """Read-only, where the component can be: opening a memory for writing changes its files, a shipped one's too."""
+    fields = registry().settings_model(registry().component(memory.interface, memory.name)).model_fields
+    if "read_only" not in fields:
+        return memory
+    return replace(memory, settings={**memory.settings, "read_only": True})
 
 
 def _is_missing(path: Path) -> bool:
