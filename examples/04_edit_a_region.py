@@ -16,11 +16,14 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--out", type=Path, default=Path("edited.png"))
 arguments = parser.parse_args()
 
-flag = next(document for document in held_out_documents() if document.metadata["group"] == "flags")
+flag = next(document for document in held_out_documents() if document.metadata["name"] == "flag: Denmark")
 width, height = flag.image.size
 
 with Pipeline.from_preset("emoji") as pipeline:
-    edited = pipeline.edit(flag.image, (0, 0, width // 2, height), flag.texts[0], seed=0, options={"guidance": 2.0})
+    region = (0, 0, width // 2, height)
+    edited = pipeline.edit(
+        flag.image, region, flag.texts[0], where={"group": "flags"}, seed=0, options={"guidance": 2.0}
+    )
 
 shown = edited.prompt.blanks[0].shown
 sheet = Image.new("RGB", (3 * 200, 200), "white")

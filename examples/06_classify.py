@@ -8,7 +8,7 @@ from racm3 import Pipeline
 from racm3_emoji.bundle import held_out_documents
 
 with Pipeline.from_preset("emoji") as pipeline:
-    flags = [document for document in held_out_documents() if document.metadata["group"] == "flags"]
+    flags = [document for document in held_out_documents() if document.texts[0].startswith("flag: ")]
     picture = flags[0].image
     labels = list(dict.fromkeys(flag.texts[0].split(",")[0] for flag in flags))[:4]
     print("the picture shows", labels[0])

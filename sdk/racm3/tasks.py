@@ -33,7 +33,18 @@ class Tasks(ABC):
     """What a `Pipeline` can be asked by name. Each is a prompt for `generate`, whose arguments they share."""
 
     @abstractmethod
-    def generate(self, prompts: Any, **arguments: Any) -> Any:
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        k: int | None = None,
+        where: Where | None = None,
+        context: Context | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        options: Options | Mapping[str, Any] | None = None,
+        rerank: Rerank | None = None,
+    ) -> Any:
         """See `Pipeline.generate`."""
 
     def imagine(

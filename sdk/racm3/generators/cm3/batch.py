@@ -38,17 +38,17 @@ class Batch:
                 seen, states = read(transformer, *prompt.start(), prefixes.read(transformer, prompt.context))
                 read_before.append(seen)
                 hidden.append(states[-1])
-        rows = len(self.grid[0])
+        samples = len(self.grid[0])
         capacity = max(max(p.steps(self.options.max_text_tokens) for p in r[0].job.streams) for r in self.grid)
         with torch.inference_mode():
             # What predicts the next token: [jobs, streams, rows, width].
             start = torch.stack(hidden).view(len(self.grid), self.streams, 1, -1)
-            self.hidden = start.expand(-1, -1, rows, -1)
+            self.hidden = start.expand(-1, -1, samples, -1)
             self.attention: Alone | Sharing
-            if rows == 1:
+            if samples == 1:
                 self.attention = Alone(transformer, read_before, capacity)
             else:
-                self.attention = Sharing(transformer, read_before, rows, capacity)
+                self.attention = Sharing(transformer, read_before, samples, capacity)
 
     def advance(self, every: int | None = None) -> None:
         """Draw for all rows that are to draw, and feed each row its next token.
@@ -96,9 +96,8 @@ class Batch:
                 ids[js, :, rs] = (tokens + first)[:, None].expand(-1, self.streams)
                 at[js, :, rs] = positions + number
                 self._feed(ids, at)
-        tokens = torch.stack([t for t, _ in drawn], 1).tolist()
-        likely = torch.stack([p for _, p in drawn], 1).tolist()
-        for row, own, each in zip(rows, tokens, likely, strict=True):
+        ids_drawn, log_probabilities = (torch.stack(each, 1).tolist() for each in zip(*drawn, strict=True))
+        for row, own, each in zip(rows, ids_drawn, log_probabilities, strict=True):
             for number, (token, log_probability) in enumerate(zip(own, each, strict=True)):
                 row.accept(token, log_probability, fed=number + 1 < count)
 

@@ -42,8 +42,8 @@ def score_prompts(
                 # By part: a region of a picture is several blanks.
                 sums: dict[int, float] = {}
                 counts: dict[int, int] = {}
-                for (part, _), at in zip(prompt.blanks, drawn, strict=True):
-                    at = torch.from_numpy(at + lengths[i] - len(own)).to(device)
+                for (part, _), place in zip(prompt.blanks, drawn, strict=True):
+                    at = torch.from_numpy(place + lengths[i] - len(own)).to(device)
                     logits = checkpoint.model.lm_head(hidden[i, at - 1]).float()  # [tokens, vocabulary]
                     wanted, allowed = tokens[i, at], is_image
                     if prompt.parts[part].modality == "text":
