@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from .document import Blank, Document, Image, Modality, Text
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .options import Options
 
 Where: TypeAlias = Mapping[str, Any]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -96,22 +96,6 @@ class Selection:
 
     hits: list[Hit]
     skipped: list[Skip] = field(default_factory=list)
-
-
-class Options(BaseModel):
-    """How a generator fills blanks.
-
-    n: samples per request. seed: every sample has a random stream of its own, from seed, request and sample number.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    n: int = Field(1, ge=1, description="samples per request")
-    seed: int = Field(0, ge=0)
-    temperature: float = Field(1.0, ge=0, description="0: the most likely token")
-    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this probability; 1: all")
-    top_k: int | None = Field(None, ge=1, description="only the k most likely tokens")
-    max_text_tokens: int = Field(64, ge=1, description="length limit of each text blank")
 
 
 @dataclass(frozen=True)
@@ -295,3 +279,14 @@ __all__ = [
     "Options", "Output", "Progress", "Query", "Request", "Retriever", "Sampler", "Score", "Selection", "Skip", "Text",
     "Where",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # Every plugin imports this file to say what it provides; pydantic, which few need, would take longer than that.
+        if name == "Options":
+            from .options import Options
+
+            return Options
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

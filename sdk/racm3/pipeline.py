@@ -23,7 +23,6 @@ from .interfaces import (
     Hit,
     MemoryStore,
     OnDuplicate,
-    Options,
     Output,
     Progress,
     Request,
@@ -33,6 +32,7 @@ from .interfaces import (
     Skip,
     Where,
 )
+from .options import Options
 from .registry import registry
 from .retrieval import Clock, encode_queries, nearest_hits, retrieve, without_blanks
 from .settings import validate
