@@ -13,7 +13,7 @@ import pytest
 
 Install = Callable[..., None]
 
-HEADER = "from racm3 import *\nfrom racm3 import hookimpl\n"
+HEADER = "from racm3 import Component, Generator, MemoryStore, Preset, Retriever, Sampler, hookimpl\n"
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import subprocess
 import sys
 import warnings
@@ -10,10 +9,21 @@ from pathlib import Path
 
 import pytest
 
-from racm3 import Component, Document, Generator, MemoryStore, Preset, Retriever, Sampler, hookimpl, hookspecs
-from racm3.discovery import HOOKS, PluginInfo, PluginWarning
-from racm3.errors import ConfigError, PluginConflict, PluginError, PluginIncompatible, PluginLoadFailed, PluginNotFound
-from racm3.interfaces import Query, Selection
+from racm3 import (
+    Blank,
+    Component,
+    Document,
+    Generation,
+    Generator,
+    MemoryStore,
+    Preset,
+    Retriever,
+    Sampler,
+    hookimpl,
+)
+from racm3.discovery import PluginInfo, PluginWarning
+from racm3.errors import ConfigError, PluginError, PluginLoadFailed, PluginNotFound
+from racm3.interfaces import Output, Query, Selection
 from racm3.registry import Registry, registry
 
 pytestmark = pytest.mark.usefixtures("own_registry")
@@ -95,86 +105,13 @@ def test_registering_a_broken_object_raises():
         Registry().register(Broken(), name="broken")
 
 
-@pytest.mark.parametrize("hook", HOOKS)
-def test_the_example_of_every_hook_is_a_plugin_as_it_stands(install, hook):
-    example = inspect.getdoc(getattr(hookspecs, hook)).split("\n\n", 1)[1]
-    install("racm3-pasted", example)
-    info = plugin(discovered(), "racm3-pasted")
-    assert info.status == "ok", info.error
-    assert getattr(info.hooks, hook).get_hookimpls()
-
-
-# Broken plugins: each leaves the others working, is listed with its cause, and is warned about once
-
-BROKEN = {
-    "import error": ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
-    "syntax error": ("def (", "SyntaxError"),
-    "system exit": ("import sys; sys.exit(3)", "SystemExit: 3"),
-    "raises a BaseException": ("class Panic(BaseException): pass\nraise Panic('rust')", "Panic: rust"),
-    "misspelled hook": ("@hookimpl\ndef racm3_component(): return []", "Did you mean 'racm3_components'"),
-    "misspelled, unmarked": ("def racm3_preset(): return []", "Did you mean 'racm3_presets'"),
-    "unmarked hook": ("def racm3_components(): return []", "not marked with @hookimpl"),
-    "wrong arguments": ("@hookimpl\ndef racm3_retrieved(qury): pass", "qury"),
-    "no hooks at all": ("x = 1", "has no function marked @hookimpl"),
-    "raising hook": ("@hookimpl\ndef racm3_components(): raise RuntimeError('boom')", "RuntimeError: boom"),
-    "raising late": (
-        "@hookimpl\ndef racm3_components():\n    yield Component(Retriever, 'a', 'a:b')\n    raise RuntimeError('late')",
-        "RuntimeError: late",
-    ),
-    "exiting hook": ("@hookimpl\ndef racm3_presets(): raise SystemExit(1)", "racm3_presets failed: SystemExit"),
-    "yields rubbish": ("@hookimpl\ndef racm3_components(): yield 'faiss'", "expected Component records, not 'faiss'"),
-    "returns rubbish": ("@hookimpl\ndef racm3_components(): return 5", "expected Component records, not 5"),
-    "returns a str": ("@hookimpl\ndef racm3_presets(): return 'emoji'", "expected Preset records"),
-    "not an interface": (
-        "@hookimpl\ndef racm3_components(): yield Component(dict, 'a', 'a:b')",
-        "one of the interfaces",
-    ),
-    "bad name": ("@hookimpl\ndef racm3_components(): yield Component(Sampler, 'A b', 'a:b')", "'A b' is not a name"),
-    "bad target": ("@hookimpl\ndef racm3_components(): yield Component(Sampler, 'a', 'a.b')", "not a target"),
-    "twice the same": (
-        "@hookimpl\ndef racm3_components(): return [Component(Sampler, 'a', 'a:b'), Component(Sampler, 'a', 'a:c')]",
-        "given twice",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_plugin_is_isolated(install, case):
-    source, cause = BROKEN[case]
-    install("racm3-bad", source)
-    install("racm3-good", GOOD)
-    with pytest.warns(PluginWarning, match=r"racm3-bad 1\.0 is broken") as caught:
-        found = Registry().discover()
-    assert len([warning for warning in caught if warning.category is PluginWarning]) == 1
-    assert plugin(found, "racm3-bad").status == "broken"
-    assert cause in plugin(found, "racm3-bad").error
-    assert found.create(Retriever, "hash").dim == 64
-    with pytest.raises(PluginLoadFailed, match=r"racm3-bad 1\.0") as raised:
-        found.component(Sampler, "racm3-bad:any")
-    assert cause in str(raised.value)
-    assert raised.value.hint
-
-
-@pytest.mark.parametrize("value", ["no_such_module", "racm3_void:nothing", "racm3_void:", "not a module!"])
-def test_an_entry_point_to_nothing(install, value):
-    install("racm3-void", entry_points={"void": value})
-    info = plugin(discovered(), "racm3-void")
-    assert info.status == "broken" and value in info.error
+# What discovery never does
 
 
 def test_a_keyboard_interrupt_is_never_swallowed(install):
     install("racm3-slow", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
         discovered()
-
-
-def test_unreadable_entry_points_are_isolated(install, tmp_path: Path):
-    install("racm3-torn")
-    install("racm3-good", GOOD)
-    (tmp_path / "site/racm3_torn-1.0.dist-info/entry_points.txt").write_bytes(b"[racm3]\nno equals sign\n")
-    found = discovered()
-    assert plugin(found, "racm3-torn").status == "broken"
-    assert found.create(Retriever, "hash").dim == 64
 
 
 def test_a_plugin_whose_preset_hook_fails_still_says_so_when_its_component_is_asked_for(install):
@@ -185,59 +122,6 @@ def test_a_plugin_whose_preset_hook_fails_still_says_so_when_its_component_is_as
         found.component(Retriever, "hash")
 
 
-# Components that cannot be had
-
-PARTS = """
-from abc import abstractmethod
-from typing import TYPE_CHECKING
-if TYPE_CHECKING:
-    from decimal import Decimal
-from racm3.testing import HashingRetriever
-
-class Abstract(Retriever):
-    def encode_document(self, documents, *, batch_size=None): ...
-
-class Unrelated: ...
-class Open(HashingRetriever):
-    def __init__(self, **anything): ...
-class Unannotated(HashingRetriever):
-    def __init__(self, dim): ...
-class Hidden(HashingRetriever):
-    def __init__(self, dim: 'Decimal'): ...
-class Opaque(HashingRetriever):
-    def __init__(self, dim: Unrelated): ...
-class Failing(HashingRetriever):
-    def __init__(self, dim: int = 3): raise OSError("no such device")
-def factory(): return HashingRetriever()
-"""
-
-
-@pytest.mark.parametrize(
-    ("target", "cause"),
-    [
-        ("no_such_parts:Mine", "ModuleNotFoundError: No module named 'no_such_parts'"),
-        ("parts:Missing", "AttributeError"),
-        ("parts:Unrelated", "not a subclass of Retriever"),
-        ("parts:factory", "not a subclass of Retriever"),
-        ("parts:Abstract", "does not implement encode_query, encoder"),
-        ("parts:Open", "every setting is a keyword argument"),
-        ("parts:Unannotated", "the setting 'dim' has no annotation"),
-        ("parts:Hidden", "cannot be evaluated: name 'Decimal' is not defined"),
-        ("parts:Opaque", "cannot be described"),
-        ("parts:Failing", "its constructor raised OSError: no such device"),
-        ("exits:Mine", "SystemExit: 4"),
-    ],
-)
-def test_a_component_that_cannot_be_had_names_its_distribution_and_the_cause(install, target, cause):
-    hooks = f'@hookimpl\ndef racm3_components():\n    yield Component(Retriever, "it", "{target}")'
-    install("racm3-parts", hooks, modules={"parts": PARTS, "exits": "raise SystemExit(4)"})
-    found = discovered()
-    with pytest.raises(PluginLoadFailed, match=r"Retriever 'it' of racm3-parts 1\.0 cannot be loaded") as raised:
-        found.create(Retriever, "it", {})
-    assert cause in str(raised.value)
-    assert plugin(found, "racm3-parts").status == "ok"
-
-
 def test_not_found_lists_what_is_installed_and_suggests(install):
     install("racm3-chroma", '@hookimpl\ndef racm3_components():\n    yield Component(MemoryStore, "chroma", "a:B")')
     with pytest.raises(PluginNotFound) as raised:
@@ -245,61 +129,22 @@ def test_not_found_lists_what_is_installed_and_suggests(install):
     assert str(raised.value) == "No memory named 'chrom'. Installed: chroma, faiss. Did you mean 'chroma'?"
 
 
-# Names
-
-
-def test_two_plugins_with_one_short_name_stay_usable_by_qualified_name(install):
-    install("racm3-one", GOOD)
-    install("racm3-two", GOOD.replace("testing.fakes", "testing"))
-    found = discovered()
-    with pytest.raises(PluginConflict, match="racm3-one:hash, racm3-two:hash"):
-        found.component(Retriever, "hash")
-    assert found.create(Retriever, "racm3-one:hash").dim == found.create(Retriever, "racm3-two:hash").dim == 64
-    assert [name for name in found.names(Retriever) if "hash" in name] == ["racm3-one:hash", "racm3-two:hash"]
-
-
-def test_a_builtin_keeps_its_short_name(install):
-    install("racm3-rival", '@hookimpl\ndef racm3_components(): yield Component(Sampler, "topk", "racm3_rival:Mine")')
-    found = discovered()
-    assert found.component(Sampler, "topk").target == "racm3.samplers.topk:TopKSampler"
-    assert found.component(Sampler, "racm3-rival:topk").target == "racm3_rival:Mine"
-    assert found.names(Sampler) == ["diverse", "racm3-rival:topk", "random", "topk"]
-
-
-def test_two_distributions_with_one_entry_point_name_both_load(install):
-    install("racm3-one", GOOD, entry_points={"same": "racm3_one"})
-    install("racm3-two", GOOD.replace('"hash"', '"other"'), entry_points={"same": "racm3_two"})
-    assert {"hash", "other"} <= set(discovered().names(Retriever))
-
-
-def test_two_distributions_that_name_one_module_both_load(install):
-    install("racm3-one", GOOD)
-    install("racm3-two", entry_points={"two": "racm3_one"})
-    found = discovered()
-    assert [plugin(found, name).status for name in ("racm3-one", "racm3-two")] == ["ok", "ok"]
-
-
-def test_two_entry_points_of_one_distribution_may_not_claim_one_name(install):
-    install("racm3-one", GOOD, entry_points={"a": "racm3_one", "b": "copy_of_one"}, modules={"copy_of_one": GOOD})
-    found = discovered()
-    assert sorted(info.status for info in found.plugins() if info.distribution == "racm3-one") == ["broken", "ok"]
-    assert found.create(Retriever, "hash").dim == 64
-
-
 # Which plugins are loaded
 
 
-@pytest.mark.parametrize("requirement", ["racm3>=99", "racm3<0.1", "RACM3 ~= 7.0"])
-def test_an_incompatible_plugin_is_not_imported(install, requirement):
-    install("racm3-old", "raise RuntimeError('imported')", requires=[requirement])
-    with pytest.warns(PluginWarning, match="is incompatible: it requires racm3"):
-        found = Registry().discover()
-    assert plugin(found, "racm3-old").status == "incompatible"
-    with pytest.raises(PluginIncompatible, match="and this is racm3"):
-        found.component(MemoryStore, "old")
-
-
-@pytest.mark.parametrize("line", ["racm3>=0.1", "racm3", "racm3>=99; extra == 'dev'", "racm3-emoji>=99", "?!"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "racm3>=0.1",
+        "racm3 >= 0.1.0.0, <0.2",
+        "racm3",
+        "racm3~=0.1",
+        "racm3[dev]>=0.1",
+        "racm3>=99; extra == 'dev'",
+        "racm3-emoji>=99",
+        "?!",
+    ],
+)
 def test_other_requirements_do_not_matter(install, line):
     install("racm3-fine", GOOD, requires=[line])
     assert plugin(discovered(), "racm3-fine").status == "ok"
@@ -420,8 +265,9 @@ def test_observers_are_called_in_order_and_one_that_raises_is_counted(install, c
 
 def test_an_interrupted_observer_interrupts(install):
     install("racm3-a", "@hookimpl\ndef racm3_generated(generation): raise KeyboardInterrupt")
+    prompt = Document(["x", Blank("text")])
     with pytest.raises(KeyboardInterrupt):
-        discovered().notify_generated(None)  # type: ignore[arg-type]
+        discovered().notify_generated(Generation(prompt, [Output(Document(["x", "y"]), -1.0, 1)]))
 
 
 def test_a_plugin_can_be_taken_out_later(install):
@@ -433,17 +279,17 @@ def test_a_plugin_can_be_taken_out_later(install):
         found.component(Retriever, "hash")
 
 
-def test_fifty_plugins_cost_little_and_import_nothing_heavy(install):
+def test_fifty_plugins_import_nothing_heavy(install):
+    """How long it takes is measured by tests/bench/discovery.py."""
     for number in range(50):
-        install(f"racm3-p{number}", GOOD.replace('"hash"', f'"hash{number}"'))
+        install(f"racm3-p{number}", GOOD.replace('"hash"', f'"hash{number}"'), requires=["racm3>=0.1,<0.2"])
     code = (
-        "import sys, time\n"
+        "import sys\n"
         f"sys.path.insert(0, {sys.path[0]!r})\n"
         "from racm3.registry import registry\n"
-        "start = time.perf_counter(); found = registry(); spent = time.perf_counter() - start\n"
-        "assert len([info for info in found.plugins() if info.status == 'ok']) > 50\n"
-        "assert not {'torch', 'faiss', 'transformers', 'open_clip', 'diffusers'} & set(sys.modules)\n"
-        "print(spent)"
+        "assert len([info for info in registry().plugins() if info.status == 'ok']) > 50\n"
+        "print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 1.0, "generous: this machine may be busy"
+    heavy = {"torch", "faiss", "transformers", "open_clip", "diffusers", "numpy", "PIL", "pydantic", "packaging"}
+    assert not heavy & set(done.stdout.split())

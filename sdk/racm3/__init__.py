@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .document import Blank, Document, Image, MaskedImage, MaskedText, Text
     from .generation import Generation
     from .hookspecs import Component, Preset, hookimpl
-    from .interfaces import Generator, Hit, MemoryStore, Options, Retriever, Sampler
+    from .interfaces import Generator, Hit, MemoryStore, Retriever, Sampler
+    from .options import Options
     from .pipeline import Pipeline
 
 _HOMES = {
@@ -34,7 +35,7 @@ _HOMES = {
     "MaskedImage": "document",
     "MaskedText": "document",
     "MemoryStore": "interfaces",
-    "Options": "interfaces",
+    "Options": "options",
     "Pipeline": "pipeline",
     "Preset": "hookspecs",
     "Retriever": "interfaces",

@@ -10,7 +10,8 @@ from typing import Any
 from .crossing import checked_outputs
 from .document import Document, Image, MaskedImage
 from .generation import Generation
-from .interfaces import Generator, Options, Output, Request, Retriever, Selection, Skip
+from .interfaces import Generator, Output, Request, Retriever, Selection, Skip
+from .options import Options
 from .ranking import Rerank, ranked
 from .retrieval import Clock
 from .settings import validate
@@ -33,9 +34,10 @@ class Asked:
 
 
 def all_options(
-    own: type[Options], options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None
+    own: type[Options] | None, options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None
 ) -> Options:
     """All options in one, of the generator's own type: `n` and `seed` are short for the fields of the same name."""
+    own = own or Options
     # A subclass that the generator does not name is the caller's business.
     kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
     given = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})

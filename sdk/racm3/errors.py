@@ -5,7 +5,6 @@ A message says what was asked and what there is; the hint says what mends it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 
 
@@ -96,5 +95,7 @@ class GenerationError(RACM3Error):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """A sentence "Did you mean 'x'?" for the closest of the known names, or an empty string."""
+    import difflib
+
     matches = difflib.get_close_matches(name, sorted(known), n=1)
     return f"Did you mean '{matches[0]}'?" if matches else ""

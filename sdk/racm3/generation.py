@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .document import Blank, Document, Image, MaskedImage, MaskedText, Part, Text
-from .interfaces import Hit, Options, Output, Skip
+from .interfaces import Hit, Output, Skip
+from .options import Options
 
 
 @dataclass(frozen=True, repr=False)

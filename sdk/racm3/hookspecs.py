@@ -62,6 +62,11 @@ def _check_target(target: object) -> None:
         raise ValueError(f"{target!r} is not a target of the form 'package.module:Name'.")
 
 
+def _check_summary(summary: object) -> None:
+    if not isinstance(summary, str):
+        raise ValueError(f"the summary {summary!r} is not a str.")
+
+
 @dataclass(frozen=True)
 class Component:
     """A class that implements one of the four interfaces, under a name, imported when it is first used.
@@ -80,6 +85,7 @@ class Component:
         kind_of(self.interface)
         _check_name(self.name)
         _check_target(self.target)
+        _check_summary(self.summary)
 
     @property
     def kind(self) -> str:
@@ -108,30 +114,42 @@ class Preset:
         _check_name(self.name)
         if not isinstance(self.factory, (Path, Mapping)):
             _check_target(self.factory)
+        _check_summary(self.summary)
 
 
 @hookspec
 def racm3_components() -> Iterable[Component]:  # type: ignore[empty-body]
-    """Provide retrievers, memories, samplers and generators.
+    """Provide retrievers, memories, samplers and generators. The class may live in any module of yours, and is imported
+    when it is first used.
 
-    from racm3 import Component, MemoryStore, hookimpl
+    from racm3 import Component, Sampler, hookimpl
+    from racm3.interfaces import Selection
+
+    class FirstSampler(Sampler):
+        def sample(self, query, hits, *, k, rng):
+            return Selection(list(hits[:k]))
 
     @hookimpl
     def racm3_components():
-        yield Component(MemoryStore, "chroma", "racm3_chroma.memory:ChromaMemory", summary="Chroma, embedded")
+        yield Component(Sampler, "first", f"{__name__}:FirstSampler", summary="The k nearest, whatever they are")
     """
 
 
 @hookspec
 def racm3_presets() -> Iterable[Preset]:  # type: ignore[empty-body]
-    """Provide pipelines that `Pipeline.from_preset(name)` and `racm3 --preset NAME` build.
+    """Provide pipelines that `Pipeline.from_preset(name)` and `racm3 --preset NAME` build: as tables, a TOML file's
+    `Path`, or the name of a function.
 
-    from pathlib import Path
     from racm3 import Preset, hookimpl
 
     @hookimpl
     def racm3_presets():
-        yield Preset("birds", Path(__file__).parent / "birds.toml", summary="Garden birds")
+        tables = {
+            "retriever": {"name": "clip", "model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+            "memory": {"name": "faiss", "path": "./birds"},
+            "sampler": {"name": "diverse", "threshold": 0.8},
+        }
+        yield Preset("birds", tables, summary="Garden birds, search only")
     """
 
 

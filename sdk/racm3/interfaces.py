@@ -14,12 +14,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from .document import Blank, Document, Image, Modality, Text
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from .options import Options
 
 Where: TypeAlias = Mapping[str, Any]
 Progress: TypeAlias = Callable[[int, int, str], None]
@@ -96,37 +96,6 @@ class Selection:
 
     hits: list[Hit]
     skipped: list[Skip] = field(default_factory=list)
-
-
-class Options(BaseModel):
-    """How a generator fills blanks. A generator takes what applies to it.
-
-    n: samples per request. seed: every sample has a random stream of its own, from seed, prompt and sample number, so
-    that it comes out the same alone and among others (equal prompts of one call are told apart by their order).
-
-    guidance: classifier-free, l_u + s (l_c - l_u): the unconditional stream hides the prompt and keeps the documents.
-    decoding: "contrast" draws by CD-K, log p_c - log p_u among the tokens with p_c >= contrast_share times the
-    contrast_k-th largest p_c; "mixed" every second sample (CM3Leon). Where a prompt shows nothing but what is filled,
-    there is nothing to hide, and both draw as without. group_size: run groups of so many documents and
-    average the predictions, where the context has more (paper section 4).
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    n: int = Field(1, ge=1, description="samples per request")
-    seed: int = Field(0, ge=0)
-    temperature: float = Field(1.0, ge=0, description="0: the most likely token")
-    top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this probability; 1: all")
-    top_k: int | None = Field(None, ge=1, description="only the k most likely tokens")
-    max_text_tokens: int = Field(64, ge=1, description="length limit of each text blank")
-    min_text_tokens: int = Field(0, ge=0, description="a text does not end before")
-    no_repeat: int = Field(0, ge=0, description="no so many text tokens in a row twice; 0: allowed")
-    repetition_penalty: float = Field(1.0, ge=1, description="divides the probability of text tokens drawn before")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1: none")
-    decoding: Literal["sample", "contrast", "mixed"] = "sample"
-    contrast_k: int = Field(8, ge=1)
-    contrast_share: float = Field(0.5, gt=0, le=1)
-    group_size: int | None = Field(None, ge=1, description="documents in a group; None: one group, cut to what fits")
 
 
 @dataclass(frozen=True)
@@ -292,7 +261,7 @@ class Generator(ABC):
 
     accepts: frozenset[Modality]
     emits: frozenset[Modality]
-    options_type: type[Options] = Options
+    options_type: type[Options] | None = None  # None: `Options`; naming it here would import pydantic
 
     @property
     def fingerprint(self) -> str:
@@ -324,3 +293,14 @@ __all__ = [
     "Options", "Output", "Progress", "Query", "Request", "Retriever", "Sampler", "Score", "Selection", "Skip", "Text",
     "Where",
 ]  # fmt: skip
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        # Every plugin imports this file to say what it provides; pydantic, which few need, would take longer than that.
+        if name == "Options":
+            from .options import Options
+
+            return Options
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .answering import Asked, all_options, answers, fingerprints
 from .classification import Classification, checked_labels, label_probabilities
-from .crossing import checked_vectors
+from .crossing import checked_documents, checked_encoder, checked_modalities, checked_vectors
 from .document import Blank, Document, Image, Text
 from .errors import ConfigError, GenerationError, InvalidDocument, ModalityError
 from .generation import Generation
@@ -26,7 +26,6 @@ from .interfaces import (
     Hit,
     MemoryStore,
     OnDuplicate,
-    Options,
     Output,
     Progress,
     Retriever,
@@ -34,6 +33,7 @@ from .interfaces import (
     Selection,
     Where,
 )
+from .options import Options
 from .ranking import Rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
@@ -86,7 +86,9 @@ class Pipeline(Tasks):
                     "Pipeline.from_config builds one from names and settings.",
                 )
         self.retriever, self.memory, self.sampler, self.generator = retriever, memory, sampler, generator
-        memory.bind(retriever.encoder)
+        if generator is not None:
+            checked_modalities(generator)
+        memory.bind(checked_encoder(retriever, retriever.encoder))
 
     @classmethod
     def from_config(
@@ -141,7 +143,8 @@ class Pipeline(Tasks):
                     raise InvalidDocument(f"{document!r} has blanks: a memory holds whole documents.")
             ids += [document.id for document in batch]
             if on_duplicate == "skip":
-                stored = self.memory.get([document.id for document in batch])
+                asked = [document.id for document in batch]
+                stored = checked_documents(self.memory, asked, self.memory.get(asked))
                 batch = [document for document, old in zip(batch, stored, strict=True) if old is None]
             if batch:
                 vectors = self.retriever.encode_document(batch, batch_size=batch_size)

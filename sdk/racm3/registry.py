@@ -16,12 +16,13 @@ import os
 import threading
 import warnings
 from collections.abc import Collection, Mapping
-from importlib import import_module, metadata
+from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import builtin
-from .discovery import HOOKS, PluginInfo, PluginWarning, canonical, discover, load_plugin
+from .discovery import HOOKS, LOCAL, PluginInfo, PluginWarning, canonical, describe, discover, load_plugin, own_version
 from .errors import PluginConflict, PluginLoadFailed, PluginNotFound, RACM3Error, nearest
 from .hookspecs import PROJECT, Component, Preset, kind_of
 from .settings import settings_model, validate
@@ -50,7 +51,7 @@ class Registry:
         self._classes: dict[Component, type] = {}
         self._models: dict[Component, type[BaseModel]] = {}
         self._hooks: dict[str, list[tuple[PluginInfo, Any]]] = {}
-        self.register(builtin, name="builtin", distribution=PROJECT, version=metadata.version(PROJECT))
+        self.register(builtin, name="builtin", distribution=PROJECT, version=own_version())
 
     def discover(self, allowed: Collection[str] | None = None) -> Registry:
         """Load the installed plugins. allowed: only these distributions or entry points; None: all."""
@@ -58,7 +59,7 @@ class Registry:
             self._take_in(info)
         return self
 
-    def register(self, plugin: object, *, name: str, distribution: str = "local", version: str = "") -> PluginInfo:
+    def register(self, plugin: object, *, name: str, distribution: str = LOCAL, version: str = "") -> PluginInfo:
         """Use a plugin that is not installed: any module or object with hooks. A broken one raises.
 
         >>> from racm3 import Component, Sampler, hookimpl
@@ -120,10 +121,10 @@ class Registry:
         given = self.validate(interface, name, settings or {})
         try:
             return self.resolve(component)(**given)
-        except RACM3Error:
+        except (RACM3Error, KeyboardInterrupt):
             raise
-        except Exception as error:
-            raise self._load_failed(component, f"its constructor raised {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            raise self._load_failed(component, f"its constructor raised {describe(error)}") from error
 
     def preset(self, name: str) -> Mapping[str, Any] | Path:
         """The tables of a preset, or the TOML file that holds them: what `load_config` takes."""
@@ -137,23 +138,65 @@ class Registry:
             except BaseException as error:
                 if isinstance(error, RACM3Error):
                     raise
-                message = f"The preset {name!r} of {info} failed: {type(error).__name__}: {error}."
-                raise PluginLoadFailed(message) from error
+                raise PluginLoadFailed(
+                    f"The preset {name!r} of {info} failed: {describe(error)}.", info.way_out
+                ) from error
         if not isinstance(factory, (Mapping, Path)):
-            raise PluginLoadFailed(
-                f"The preset {name!r} of {info} gave {type(factory).__name__}, not a mapping or Path."
-            )
+            what = f"The preset {name!r} of {info} gave {type(factory).__name__}, not a mapping or Path."
+            raise PluginLoadFailed(what, info.way_out)
         return factory
+
+    def faults(self, info: PluginInfo) -> list[tuple[Component | Preset, RACM3Error]]:
+        """What of a usable plugin cannot be had by its short name, with the error that asking for it gives.
+
+        This imports the plugin's components, which discovery does not.
+        """
+        found: list[tuple[Component | Preset, RACM3Error]] = []
+        for record in info.records if info.status == "ok" else ():
+            kind = _kind(record)
+            try:
+                if isinstance(record, Component):
+                    self.settings_model(record)
+                else:
+                    self.preset(f"{info.distribution}:{record.name}")
+                owner = self._find(kind, record.name)[1]
+                if owner is not info:
+                    raise PluginConflict(
+                        f"{_label(kind, record.name)} is {owner}'s own: that of {info} goes by its full name.",
+                        f"Ask for '{info.distribution}:{record.name}'.",
+                    )
+            except RACM3Error as error:
+                found.append((record, error))
+        return found
+
+    def owner(self, component: object) -> tuple[str, PluginInfo | None]:
+        """Whose a component is, in words, for messages; and the plugin, where the component was made by its name."""
+        kind = type(component)
+        for record, found in self._classes.items():
+            if found is kind and (info := self._plugin_of(record)) is not None:
+                return f"{_label(record.kind, record.name)} of {info}", info
+        return f"{kind.__module__}.{kind.__qualname__}", None
 
     def implementations(self, hook: str) -> list[tuple[PluginInfo, Any]]:
         """Who implements a hook: each plugin with a function that calls only its own."""
         return list(self._hooks.get(hook, ()))
 
     def notify_retrieved(self, query: Query, selection: Selection) -> None:
-        self._notify("racm3_retrieved", query=query, selection=selection)
+        """Tell observers. They get lists of their own, so that none of them can change what comes after."""
+        if self._hooks.get("racm3_retrieved"):
+            shown = replace(selection, hits=list(selection.hits), skipped=list(selection.skipped))
+            self._notify("racm3_retrieved", query=query, selection=shown)
 
     def notify_generated(self, generation: Generation) -> None:
-        self._notify("racm3_generated", generation=generation)
+        """Tell observers, as with `notify_retrieved`."""
+        if self._hooks.get("racm3_generated"):
+            shown = replace(
+                generation,
+                outputs=list(generation.outputs),
+                hits=list(generation.hits),
+                skipped=list(generation.skipped),
+            )
+            self._notify("racm3_generated", generation=shown)
 
     def disable(self, info: PluginInfo, doing: str, error: BaseException) -> None:
         """Take a plugin out because one of its hooks failed: it is remembered as broken, and warned about."""
@@ -241,7 +284,7 @@ class Registry:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            raise self._load_failed(component, f"{component.target}: {type(error).__name__}: {error}") from error
+            raise self._load_failed(component, f"{component.target}: {describe(error)}") from error
         interface = component.interface
         if not isinstance(found, type) or not issubclass(found, interface):
             raise self._load_failed(component, f"{component.target} is not a subclass of {interface.__name__}")
@@ -251,12 +294,19 @@ class Registry:
         return found
 
     def _load_failed(self, component: Component, why: str) -> PluginLoadFailed:
-        entries = self._entries.get(component.kind, {}).get(component.name, [])
-        owner = next((str(info) for record, info in entries if record == component), "an unknown plugin")
+        info = self._plugin_of(component)
+        others = [name for name in self._names(component.kind) if name != component.name]
+        instead = f" Other choices: {', '.join(others)}." if others else ""
         return PluginLoadFailed(
-            f"{_label(component.kind, component.name)} of {owner} cannot be loaded: {why}.",
-            "Is all that it needs installed? `racm3 plugins` shows every plugin.",
+            f"{_label(component.kind, component.name)} of {info or 'an unknown plugin'} cannot be loaded: {why}.",
+            f"{info.way_out if info else '`racm3 plugins` shows what is installed'}.{instead}",
         )
+
+    def _plugin_of(self, component: Component) -> PluginInfo | None:
+        entries = self._entries.get(component.kind, {}).get(component.name, [])
+        # By identity first: two plugins may name one class in the same words.
+        same = [info for record, info in entries if record is component]
+        return next(iter(same or [info for record, info in entries if record == component]), None)
 
     def _notify(self, hook: str, **arguments: object) -> None:
         for info, call in self._hooks.get(hook, ()):

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from .crossing import checked_hits, checked_selection, checked_vectors
+from .crossing import checked_candidates, checked_documents, checked_hits, checked_selection, checked_vectors
 from .document import Document, Image, MaskedImage, MaskedText, Part, Text
 from .interfaces import Hit, MemoryStore, Query, Retriever, Sampler, Selection, Where
 from .memories.where import parse
@@ -53,6 +53,8 @@ def without_blanks(prompt: Document) -> Document | None:
             part = Text(f"{part.before} {part.after}")
         if isinstance(part, Image) or (isinstance(part, Text) and part.text.strip()):
             parts.append(part)
+    if parts == list(prompt.parts):
+        return prompt
     return Document(parts) if parts else None
 
 
@@ -110,14 +112,16 @@ def retrieve(
             for index, hits in zip(pending, found, strict=True):
                 # Drawn anew for each pool, so that its size leaves no trace in the random numbers.
                 rng = np.random.default_rng([seed, *streams[index]])
-                selection = sampler.sample(Query(prompts[index], vectors[index]), hits, k=k, rng=rng)
+                checked_candidates(memory, hits, dim=len(vectors[index]))
+                selection = sampler.sample(Query(prompts[index], vectors[index]), list(hits), k=k, rng=rng)
                 selections[index] = checked_selection(sampler, selection, hits, k=k)
                 if len(selection.hits) < k and len(hits) == pool:
                     short.append(index)
         pending, pool = short, 2 * pool
     with Clock(spent, "retrieve"):
-        for hit in (hit for selection in selections for hit in selection.hits):
-            _ = hit.document  # read now: an answer is of use after the memory is closed, or has changed
+        # Read now: an answer is of use after the memory is closed, or has changed.
+        for hits in (selection.hits for selection in selections):
+            checked_documents(memory, [hit.id for hit in hits], [hit.document for hit in hits])
     for index in queries:
         registry().notify_retrieved(Query(prompts[index], vectors[index]), selections[index])
     if not any(selections[index].hits for index in queries):

@@ -42,14 +42,18 @@ def settings_model(component: type) -> type[BaseModel]:
         for name, parameter in list(inspect.signature(constructor).parameters.items())[1:]:
             if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD, parameter.POSITIONAL_ONLY):
                 raise TypeError(f"its constructor takes {parameter}, where every setting is a keyword argument")
+            if name == "name":
+                raise TypeError("the setting 'name' cannot be given: in a pipeline file it is the component's name")
             if name not in hints:
                 raise TypeError(f"the setting {name!r} has no annotation")
             fields[name] = (hints[name], ... if parameter.default is parameter.empty else parameter.default)
     config = ConfigDict(extra="forbid", protected_namespaces=())
     try:
-        return create_model(component.__name__, __config__=config, **fields)
-    except (PydanticUserError, NameError) as error:
+        model: type[BaseModel] = create_model(component.__name__, __config__=config, **fields)
+        model.model_json_schema()
+    except (PydanticUserError, NameError, TypeError) as error:
         raise TypeError(f"its settings cannot be described: {str(error).splitlines()[0]}") from error
+    return model
 
 
 def validate(model: type[BaseModel], settings: Mapping[str, Any], owner: str) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .classification import Classification
 from .document import Blank, Document, Image, MaskedImage, MaskedText
-from .interfaces import Hit, Options, Where
+from .interfaces import Hit, Where
+from .options import Options
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,7 +25,7 @@ from racm3.generators.cm3.prefix_cache import PrefixCache
 from racm3.generators.cm3.prompt import Prompt, PromptPart
 from racm3.generators.cm3.transformer import Transformer
 from racm3.generators.cm3.vocabulary import Vocabulary
-from racm3.interfaces import Options
+from racm3.options import Options
 
 EMOJI = Size(6, 256, 8)  # the shape of the emoji bundle
 VOCABULARY = Vocabulary(2048, 1024)

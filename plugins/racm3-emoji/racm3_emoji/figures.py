@@ -18,7 +18,8 @@ from racm3.evaluation.metrics import (
     retrieval,
     token_f1,
 )
-from racm3.interfaces import Options, Output, Request
+from racm3.interfaces import Output, Request
+from racm3.options import Options
 
 from .protocol import Protocol
 from .stages import hand

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from racm3.interfaces import Options, Output
+from racm3.interfaces import Output
+from racm3.options import Options
 
 from .bundle import BUNDLE
 from .figures import SEEDS, evaluate

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FilterError
-from ..interfaces import Options
+from ..options import Options
 from ..registry import registry
 
 if TYPE_CHECKING:

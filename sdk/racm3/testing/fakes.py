@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from ..document import Blank, Document, Image, MaskedText, Modality, Part, Text
 from ..errors import ModalityError
-from ..interfaces import Encoder, Generator, Options, Output, Request, Retriever, Score
+from ..interfaces import Encoder, Generator, Output, Request, Retriever, Score
+from ..options import Options
 from ..seeds import stream_keys
 
 if TYPE_CHECKING:

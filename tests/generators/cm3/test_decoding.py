@@ -17,7 +17,7 @@ from racm3.generators.cm3.prompt import Prompt, PromptPart
 from racm3.generators.cm3.scoring import score_prompts
 from racm3.generators.cm3.transformer import Transformer
 from racm3.generators.cm3.vocabulary import Vocabulary
-from racm3.interfaces import Options
+from racm3.options import Options
 
 PICTURE = list(range(16))
 CAPTION = [65, 66, 67]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from racm3.generators.cm3.drawing import contrast, draw, guide, repeated, streams_of, truncate
-from racm3.interfaces import Options
+from racm3.options import Options
 
 
 def drawn_from(logits, count=3000, **options):

@@ -15,7 +15,8 @@ from racm3.errors import GenerationError, ModalityError, WeightsNotFound
 from racm3.generators.cm3.decoding import Decoder
 from racm3.generators.cm3.generator import Cm3Generator
 from racm3.generators.cm3.vocabulary import CONTROL
-from racm3.interfaces import Hit, Options, Request
+from racm3.interfaces import Hit, Request
+from racm3.options import Options
 
 TO_IMAGE = Document(["a red kite", Blank("image")])
 

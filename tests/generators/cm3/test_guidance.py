@@ -11,7 +11,8 @@ import torch
 from racm3.document import Blank, Document, MaskedImage
 from racm3.errors import GenerationError
 from racm3.generators.cm3.generator import Cm3Generator
-from racm3.interfaces import Hit, Options, Request
+from racm3.interfaces import Hit, Request
+from racm3.options import Options
 
 TO_IMAGE = Document(["a red kite", Blank("image")])
 

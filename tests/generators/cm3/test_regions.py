@@ -11,7 +11,8 @@ from racm3.generators.cm3.decoding import Job, Row
 from racm3.generators.cm3.document_format import DocumentFormat, Span, TokenPart
 from racm3.generators.cm3.prompt import MAX_SPANS, Prompt, PromptPart
 from racm3.generators.cm3.vocabulary import Vocabulary
-from racm3.interfaces import Hit, Options, Request
+from racm3.interfaces import Hit, Request
+from racm3.options import Options
 
 VOCABULARY = Vocabulary(50, 20)
 FORMAT = DocumentFormat(VOCABULARY, 64, 16)

@@ -14,7 +14,7 @@ from itertools import groupby
 import numpy as np
 
 from ...errors import GenerationError
-from ...interfaces import Options
+from ...options import Options
 from .batch import Batch
 from .prefix_cache import PrefixCache
 from .prompt import Fill, Prompt

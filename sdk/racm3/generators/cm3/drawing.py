@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ...interfaces import Options
+from ...options import Options
 
 if TYPE_CHECKING:
     import torch

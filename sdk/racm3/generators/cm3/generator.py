@@ -12,7 +12,8 @@ import numpy as np
 
 from ...document import Document, Image, MaskedText, Modality, Part, Text
 from ...errors import GenerationError
-from ...interfaces import Event, Generator, Options, Output, Request, Score
+from ...interfaces import Event, Generator, Output, Request, Score
+from ...options import Options
 
 if TYPE_CHECKING:
     from .decoding import Decoder, Row

@@ -13,7 +13,8 @@ import numpy as np
 
 from ...document import Document, Image, MaskedImage, MaskedText, Part, Text
 from ...errors import GenerationError, ModalityError
-from ...interfaces import Hit, Options, Request
+from ...interfaces import Hit, Request
+from ...options import Options
 from ...seeds import stream_keys
 from .decoding import Job
 from .document_format import TokenPart, TokenSequence
