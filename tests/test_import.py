@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-DOCUMENTED = ("collection", "config", "generation", "hookspecs", "pipeline", "registry", "settings", "testing.fakes")
+DOCUMENTED = (
+    "collection", "config", "generation", "hookspecs", "memories.predicate", "pipeline", "registry", "settings", "testing.fakes",
+)  # fmt: skip
 HEAVY = ("torch", "faiss", "transformers", "open_clip", "diffusers", "accelerate", "torchvision")
 
 

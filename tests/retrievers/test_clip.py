@@ -17,6 +17,7 @@ from racm3.document import Blank, Document, Image
 from racm3.errors import CheckpointError, ConfigError, ModalityError, WeightsNotFound
 from racm3.retrievers.clip import ClipRetriever, _literal, drop_patches, drop_tokens
 from racm3.retrievers.clip_weights import file_hash, find_source, kind_of
+from racm3.testing import RetrieverContract
 from racm3.training.clip_checkpoint import END, PADDING, clip_tokenizer, save_clip_checkpoint, with_vocabulary
 from racm3.training.text_tokenizer import train_text_tokenizer
 
@@ -53,6 +54,17 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def retriever(checkpoint) -> ClipRetriever:
     return ClipRetriever(str(checkpoint), device="cpu")
+
+
+class TestContract(RetrieverContract):
+    """It keeps every promise of the interface."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, retriever) -> None:
+        self.retriever = retriever
+
+    def create(self) -> ClipRetriever:
+        return self.retriever
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image:

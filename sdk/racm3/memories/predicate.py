@@ -5,22 +5,20 @@ The rules are those of `racm3.memories.where`, which compiles the same filters t
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from ..interfaces import Where
-from .where import parse, stored
+from .where import Stored, parse, stored
 
-_COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
-    "$eq": lambda one, other: one == other,
-    "$gt": lambda one, other: one > other,
-    "$gte": lambda one, other: one >= other,
-    "$lt": lambda one, other: one < other,
-    "$lte": lambda one, other: one <= other,
-}
+Predicate: TypeAlias = Callable[[Mapping[str, Any]], bool]
+Test: TypeAlias = Callable[[list[Stored]], bool]  # of the elements of one field
+
+_RANGES = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
 
 
-def predicate(where: Where | None) -> Callable[[Mapping[str, Any]], bool]:
+def predicate(where: Where | None) -> Predicate:
     """A function that says whether a document's metadata fit; None fits all. Raises `FilterError`, as every memory does.
 
     >>> new = predicate({"year": {"$gte": 2020}, "style": {"$ne": "flat"}})
@@ -30,36 +28,42 @@ def predicate(where: Where | None) -> Callable[[Mapping[str, Any]], bool]:
     if where is None:
         return lambda metadata: True
     parse(where)  # says what is not well formed
-    return lambda metadata: _fits(where, metadata)
+    return _all_of(where)
 
 
-def _fits(where: Where, metadata: Mapping[str, Any]) -> bool:
-    return all(_entry_fits(name, asked, metadata) for name, asked in where.items())
+def _all_of(where: Where) -> Predicate:
+    entries = [_entry(name, asked) for name, asked in where.items()]
+    return lambda metadata: all(fits(metadata) for fits in entries)
 
 
-def _entry_fits(name: str, asked: Any, metadata: Mapping[str, Any]) -> bool:
-    if name == "$and":
-        return all(_fits(one, metadata) for one in asked)
-    if name == "$or":
-        return any(_fits(one, metadata) for one in asked)
+def _entry(name: str, asked: Any) -> Predicate:
+    if name in ("$and", "$or"):
+        filters, join = [_all_of(one) for one in asked], all if name == "$and" else any
+        return lambda metadata: join(fits(metadata) for fits in filters)
     if name == "$not":
-        return not _fits(asked, metadata)
-    value = metadata.get(name)  # a missing field equals None
-    elements = [stored(element) for element in (value if isinstance(value, (list, tuple)) else [value])]
-    if not isinstance(asked, Mapping):
-        asked = {"$eq": asked}
-    return all(_holds(operator, operand, elements) for operator, operand in asked.items())
+        negated = _all_of(asked)
+        return lambda metadata: not negated(metadata)
+    test = _field(asked if isinstance(asked, Mapping) else {"$eq": asked})
+    return lambda metadata: test(_elements(metadata.get(name)))  # a missing field equals None
 
 
-def _holds(operator: str, operand: Any, elements: list[tuple[str, Any]]) -> bool:
-    """One operator on one field: whether any element, as (kind, value), compares so; kinds never mix."""
-    if operator == "$ne":
-        return not _holds("$eq", operand, elements)
-    if operator == "$in":
-        return any(_holds("$eq", one, elements) for one in operand)
-    if operator == "$nin":
-        return not _holds("$in", operand, elements)
-    if operator == "$not":
-        return not all(_holds(inner, value, elements) for inner, value in operand.items())
-    kind, plain = stored(operand)
-    return any(kind == other and _COMPARE[operator](value, plain) for other, value in elements)
+def _elements(value: Any) -> list[Stored]:
+    return [stored(element) for element in (value if isinstance(value, (list, tuple)) else [value])]
+
+
+def _field(operators: Mapping[str, Any]) -> Test:
+    tests = [_operator(name, operand) for name, operand in operators.items()]
+    return lambda elements: all(test(elements) for test in tests)
+
+
+def _operator(name: str, operand: Any) -> Test:
+    if name == "$not":
+        negated = _field(operand)
+        return lambda elements: not negated(elements)
+    if name in _RANGES:
+        compare, (asked, bound) = _RANGES[name], stored(operand)
+        return lambda elements: any(kind == asked and compare(value, bound) for kind, value in elements)
+    wanted = {stored(value) for value in (operand if name in ("$in", "$nin") else [operand])}
+    if name in ("$eq", "$in"):
+        return lambda elements: not wanted.isdisjoint(elements)
+    return wanted.isdisjoint

@@ -17,20 +17,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .contract import Contract, ContractViolation
     from .fakes import HashingRetriever, PaintingGenerator
+    from .generator_contract import GeneratorContract
     from .memory_contract import MemoryStoreContract
+    from .retriever_contract import RetrieverContract
     from .sampler_contract import SamplerContract
 
 _HOMES = {
     "Contract": "contract",
     "ContractViolation": "contract",
+    "GeneratorContract": "generator_contract",
     "HashingRetriever": "fakes",
     "MemoryStoreContract": "memory_contract",
     "PaintingGenerator": "fakes",
+    "RetrieverContract": "retriever_contract",
     "SamplerContract": "sampler_contract",
 }
 
 __all__ = [
-    "Contract", "ContractViolation", "HashingRetriever", "MemoryStoreContract", "PaintingGenerator", "SamplerContract",
+    "Contract", "ContractViolation", "GeneratorContract", "HashingRetriever", "MemoryStoreContract",
+    "PaintingGenerator", "RetrieverContract", "SamplerContract",
 ]  # fmt: skip
 
 

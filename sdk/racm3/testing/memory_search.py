@@ -135,7 +135,7 @@ class SearchChecks(MemoryGround):
         ]
         memory.add(documents, axis(0, len(documents)))
         for _ in range(60):
-            where = _random_filter(draw)
+            where = random_filter(draw)
             fits = predicate(where)
             expected = [document.id for document in documents if fits(document.metadata)]
             same_ids(memory.search(axis(0), k=99, where=where)[0], expected, f"where={where}")
@@ -197,13 +197,14 @@ class SearchChecks(MemoryGround):
                 memory.search(bad.astype(np.float32), k=1)
 
 
-def _random_filter(draw: stdlib_random.Random, depth: int = 0) -> dict[str, Any]:
+def random_filter(draw: stdlib_random.Random, depth: int = 0) -> dict[str, Any]:
+    """A well-formed filter over NAMES and VALUES, nested at most four deep."""
     joined = draw.choice(["$and", "$or", "$not", "field", "field"] if depth < 3 else ["field"])
     if joined == "field":
         return {draw.choice(NAMES): draw.choice([draw.choice(VALUES), _random_operators(draw)])}
     if joined == "$not":
-        return {"$not": _random_filter(draw, depth + 1)}
-    return {joined: [_random_filter(draw, depth + 1) for _ in range(draw.randint(1, 3))]}
+        return {"$not": random_filter(draw, depth + 1)}
+    return {joined: [random_filter(draw, depth + 1) for _ in range(draw.randint(1, 3))]}
 
 
 def _random_operators(draw: stdlib_random.Random, depth: int = 0) -> dict[str, Any]:
