@@ -25,7 +25,8 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="NAME", help=f"A pipeline of a plugin. Default: {DEFAULT_PRESET}, if installed."),
 ]
 MemoryOption = Annotated[
-    Path | None, typer.Option("--memory", metavar="PATH", help="Keep to this memory, not to the pipeline's own.")
+    str | None,
+    typer.Option("--memory", metavar="PATH|NAME", help="This memory, not the pipeline's own: a path, or one installed."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 WhereOption = Annotated[
@@ -53,23 +54,22 @@ def parse_where(text: str | None) -> Mapping[str, Any] | None:
 
 
 def open_pipeline(
-    config: Path | None, preset: str | None, memory: Path | None, *, writes: bool = False, generates: bool = True
+    config: Path | None, preset: str | None, memory: str | None, *, writes: bool = False, generates: bool = True
 ) -> Pipeline:
     """The pipeline that the options choose. writes: the memory may be new; otherwise it has to be there."""
     from ..pipeline import Pipeline
+    from .memory import with_memory
 
-    if memory is not None and not writes and not memory.expanduser().exists():
-        raise ConfigError(f"There is no memory at {memory}.", f"Make one: racm3 index FOLDER --memory {memory}")
-    chosen = _configured(config, preset)
+    chosen = configured(config, preset)
     if memory is not None:
-        # The component stays; its other settings belong to the memory that is not used.
-        chosen = replace(chosen, memory=replace(chosen.memory, settings={"path": memory.expanduser().absolute()}))
+        chosen = with_memory(chosen, memory, writes=writes)
     if not generates:
         chosen = replace(chosen, generator=None)
     return Pipeline.from_config(chosen)
 
 
-def _configured(config: Path | None, preset: str | None) -> PipelineConfig:
+def configured(config: Path | None, preset: str | None) -> PipelineConfig:
+    """The pipeline of a file or a preset."""
     from ..config import load_config
 
     if config is not None and preset is not None:

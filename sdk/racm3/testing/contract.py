@@ -155,11 +155,14 @@ def checks(contract: type[Contract]) -> list[str]:
     return [name for name in names if callable(getattr(contract, name))]
 
 
-def run(contract: type[Contract]) -> Iterator[Verdict]:
-    """Run every check of a contract, without pytest."""
+def run(contract: type[Contract], settings: Mapping[str, Any] | None = None) -> Iterator[Verdict]:
+    """Run every check of a contract, without pytest. settings: those of the contract, if not its own."""
     for name in checks(contract):
         started = time.perf_counter()
-        outcome, why = _outcome(contract(), name)
+        instance = contract()
+        if settings is not None:
+            instance.settings = settings
+        outcome, why = _outcome(instance, name)
         rule = (inspect.getdoc(getattr(contract, name)) or name).split("\n\n")[0].replace("\n", " ")
         yield Verdict(name, rule, outcome, why, time.perf_counter() - started)
 
@@ -190,7 +193,12 @@ def _in_child(function: str, **request: Any) -> Any:
     child += f"from racm3.testing.contract import {function} as work; print(); print(json.dumps(work(**request)))"
     command = [sys.executable, "-c", child]
     done = subprocess.run(
-        command, input=json.dumps(request), capture_output=True, text=True, timeout=CHILD_SECONDS, check=False
+        command,
+        input=json.dumps(request, default=str),
+        capture_output=True,
+        text=True,
+        timeout=CHILD_SECONDS,
+        check=False,
     )
     last = (done.stderr.strip().splitlines() or ["nothing was said"])[-1]
     expect(done.returncode == 0, f"in a new process: {last}")
