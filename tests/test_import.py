@@ -9,7 +9,10 @@ import sys
 
 import pytest
 
-DOCUMENTED = ("blanks", "collection", "config", "generation", "hookspecs", "pipeline", "registry", "seeds", "settings", "testing.fakes")
+DOCUMENTED = (
+    "blanks", "collection", "config", "generation", "hookspecs", "memories.predicate", "pipeline", "registry", "seeds",
+    "settings", "testing.fakes",
+)  # fmt: skip
 HEAVY = ("torch", "faiss", "transformers", "open_clip", "diffusers", "accelerate", "torchvision")
 
 

@@ -169,6 +169,20 @@ def parts_to_json(parts: Iterable[Part], *, images: bool = False) -> list[dict[s
     return made
 
 
+def document_from_json(value: Mapping[str, Any]) -> Document:
+    """The document that `document_to_json(document, images=True)` described, equal to it."""
+    parts: list[Part] = []
+    for part in value["parts"]:
+        if "text" in part:
+            parts.append(Text(part["text"]))
+        elif "blank" in part:
+            parts.append(Blank(part["blank"]))
+        else:
+            image = part["image"]
+            parts.append(Image.restore(base64.b64decode(image["base64"]), image["content_hash"]))
+    return Document(parts, id=value["id"], metadata=value["metadata"])
+
+
 def hit_to_json(hit: Hit, *, images: bool = False) -> dict[str, Any]:
     """A hit as plain values: the document, with its score."""
     return {"score": _finite(hit.score), **document_to_json(hit.document, images=images)}

@@ -71,6 +71,9 @@ def _check_summary(summary: object) -> None:
 class Component:
     """A class that implements one of the four interfaces, under a name, imported when it is first used.
 
+    contract: for `racm3 plugins check`, the subclass of one of the contracts in `racm3.testing` that makes the component;
+    needed where its settings alone do not say how, or where rules are skipped.
+
     >>> from racm3 import Component, MemoryStore
     >>> Component(MemoryStore, "chroma", "racm3_chroma.memory:ChromaMemory", summary="Chroma, embedded").name
     'chroma'
@@ -80,12 +83,15 @@ class Component:
     name: str
     target: str
     summary: str = ""
+    contract: str = ""
 
     def __post_init__(self) -> None:
         kind_of(self.interface)
         _check_name(self.name)
         _check_target(self.target)
         _check_summary(self.summary)
+        if self.contract:
+            _check_target(self.contract)
 
     @property
     def kind(self) -> str:

@@ -201,14 +201,13 @@ class Registry:
     def disable(self, info: PluginInfo, doing: str, error: BaseException) -> None:
         """Take a plugin out because one of its hooks failed: it is remembered as broken, and warned about."""
         info.fail(doing, error)
-        for calls in self._hooks.values():
-            calls[:] = [entry for entry in calls if entry[0] is not info]
-        for entries in self._entries.values():
-            for short in list(entries):
-                entries[short] = [entry for entry in entries[short] if entry[1] is not info]
-                if not entries[short]:
-                    del entries[short]
+        self._take_out(info)
         self._complain(info)
+
+    def unregister(self, info: PluginInfo) -> None:
+        """Forget a plugin that `register` took in, as a test does when it ends."""
+        self._take_out(info)
+        self._plugins = [known for known in self._plugins if known is not info]
 
     def _take_in(self, info: PluginInfo) -> None:
         for record in info.records if info.status == "ok" else ():
@@ -225,6 +224,15 @@ class Registry:
         for hook in HOOKS:
             if getattr(info.hooks, hook).get_hookimpls():
                 self._hooks.setdefault(hook, []).append((info, getattr(info.hooks, hook)))
+
+    def _take_out(self, info: PluginInfo) -> None:
+        for calls in self._hooks.values():
+            calls[:] = [entry for entry in calls if entry[0] is not info]
+        for entries in self._entries.values():
+            for short in list(entries):
+                entries[short] = [entry for entry in entries[short] if entry[1] is not info]
+                if not entries[short]:
+                    del entries[short]
 
     def _complain(self, info: PluginInfo) -> None:
         if info.status == "blocked":

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from racm3.config import load_config
-from racm3.document import Blank, Document, Image
-from racm3.errors import CheckpointError, ConfigError, ModalityError, WeightsNotFound
+from racm3.document import Document, Image
+from racm3.errors import CheckpointError, ConfigError, WeightsNotFound
 from racm3.retrievers.clip import ClipRetriever, _literal, drop_patches, drop_tokens
 from racm3.retrievers.clip_weights import file_hash, find_source, kind_of
+from racm3.testing import RetrieverContract
 from racm3.training.clip_checkpoint import END, PADDING, clip_tokenizer, save_clip_checkpoint, with_vocabulary
 from racm3.training.text_tokenizer import train_text_tokenizer
 
@@ -55,6 +56,17 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def retriever(checkpoint) -> ClipRetriever:
     return ClipRetriever(str(checkpoint), device="cpu")
+
+
+class TestContract(RetrieverContract):
+    """It keeps every promise of the interface."""
+
+    @pytest.fixture(autouse=True)
+    def tiny(self, retriever) -> None:
+        self.retriever = retriever
+
+    def create(self) -> ClipRetriever:
+        return self.retriever
 
 
 def picture(seed: int, width: int = 32, height: int = 32) -> Image:
@@ -129,22 +141,6 @@ def test_three_pictures_weigh_as_much_as_one_text(checkpoint, retriever):
     np.testing.assert_allclose(got, unit(text + shown.mean(0)), atol=1e-5)
 
 
-def test_the_batch_size_changes_nothing(retriever):
-    documents = [Document([TEXTS[i % 5], picture(i)]) if i % 3 else Document(TEXTS[i % 5]) for i in range(9)]
-    whole = retriever.encode_document(documents)
-    np.testing.assert_allclose(retriever.encode_document(documents, batch_size=2), whole, atol=1e-5)
-    assert retriever.encode_document([]).shape == (0, 16)
-
-
-def test_queries_pass_blanks_and_empty_texts_over(retriever):
-    expected = retriever.encode_document([Document("a boat")])
-    for parts in (["a boat", Blank("image")], [Blank("image"), " ", "a boat"]):
-        np.testing.assert_allclose(retriever.encode_query([Document(parts)]), expected, atol=1e-6)
-    for nothing in (Document(Blank("image")), Document(["", Blank("text")]), Document(" \n")):
-        with pytest.raises(ModalityError, match="nothing that can be encoded"):
-            retriever.encode_query([Document("a boat"), nothing])
-
-
 def test_pictures_that_are_not_square_are_padded_on_white(checkpoint, retriever):
     wide = picture(1, 64, 32)
     padded = np.full((64, 64, 3), 255, np.uint8)
@@ -180,11 +176,6 @@ def test_a_text_that_spells_a_control_token_stays_text(checkpoint, retriever):
     assert by_itself([f"{END} kite {PADDING} kite"])[0].tolist() == ids
 
 
-@pytest.mark.parametrize("text", ["\x00", "\ud800 kite", "日本 🪕", "a" * 100_000])
-def test_any_text_can_be_encoded(retriever, text):
-    assert np.isfinite(retriever.encode_document([Document(text)])).all()
-
-
 @pytest.mark.parametrize("text", ["a <end_of_text> b", "&lt;end_of_text&gt; b", "&amp;amp;amp;lt;END_OF_TEXT&gt;", "<start_of_text>"])
 def test_nor_does_it_with_the_tokenizer_of_the_openai_models(text):
     from open_clip import SimpleTokenizer
@@ -196,20 +187,6 @@ def test_nor_does_it_with_the_tokenizer_of_the_openai_models(text):
 
 
 # --- query dropout ---------------------------------------------------------------------------------------------
-
-
-def test_dropout_is_a_function_of_the_random_generator_alone(retriever):
-    queries = [Document(["a red kite over a beach", picture(i)]) for i in range(4)]
-
-    def drop(seed, size):
-        return retriever.encode_query(queries, dropout=0.4, rng=np.random.default_rng(seed), batch_size=size)
-
-    np.testing.assert_allclose(drop(1, 4), drop(1, 1), atol=1e-5)
-    assert np.abs(drop(1, 4) - drop(2, 4)).max() > 1e-3
-    assert np.abs(drop(1, 4) - retriever.encode_query(queries)).max() > 1e-3
-    for wrong in ({"dropout": 0.2}, {"dropout": 1.0, "rng": np.random.default_rng(0)}):
-        with pytest.raises(ConfigError):
-            retriever.encode_query(queries, **wrong)
 
 
 def test_tokens_are_dropped_and_control_tokens_stay():

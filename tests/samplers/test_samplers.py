@@ -115,15 +115,6 @@ def test_the_walk_ends_with_the_last_document_that_is_needed():
     assert sampled(DiverseSampler(), [hit("a", 40), hit("b", 40), hit("c", 0)], k=1) == (["a"], [])
 
 
-def test_no_document_is_loaded_to_be_compared():
-    def load():
-        raise AssertionError("a sampler reads nothing")
-
-    lazy = [Hit(id=str(n), hashes=[f"hash {n}"], score=0.5, vector=at(60 * n + 60), load=load) for n in range(3)]
-    for sampler in (DiverseSampler(), TopKSampler(), RandomSampler()):
-        assert len(sampled(sampler, lazy, k=2)[0]) == 2
-
-
 def test_top_k_takes_the_first_as_they_come():
     assert sampled(TopKSampler(), [hit("a", 0), hit("b", 0), hit("c", 0)]) == (["a", "b"], [])
 
@@ -143,19 +134,6 @@ def test_random_draws_uniformly_without_replacement_by_the_generator_given():
         first[drawn[0]] += 1
         anywhere[drawn] += 1
     assert abs(first - 200).max() < 65 and abs(anywhere - 400).max() < 82  # five standard deviations
-
-
-@pytest.mark.parametrize("sampler", [DiverseSampler(), TopKSampler(), RandomSampler()], ids=lambda s: type(s).__name__)
-def test_every_sampler_leaves_its_candidates_alone_and_knows_its_limits(sampler):
-    hits = [hit("a", 40), hit("b", 40), hit("c", -60)]
-    before = list(hits)
-    vectors = [h.vector.copy() for h in hits]
-    assert sampled(sampler, hits, k=0) == ([], [])
-    assert sampled(sampler, [], k=3) == ([], [])
-    assert set(sampled(sampler, hits, k=10)[0]) >= {"c"}
-    assert hits == before and all(np.array_equal(h.vector, v) for h, v in zip(hits, vectors, strict=True))
-    with pytest.raises(ConfigError, match="not -1"):
-        sampled(sampler, hits, k=-1)
 
 
 @pytest.mark.parametrize("threshold", [0, -0.5, 1.01, float("nan")])

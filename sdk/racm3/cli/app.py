@@ -15,9 +15,10 @@ from ..errors import ConfigError, PluginError, RACM3Error
 from ..registry import registry
 from . import output
 from .caption import caption
+from .config import app as config
 from .generate import generate
 from .index import index
-from .plugins import plugins
+from .plugins import app as plugins
 from .search import search
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -26,7 +27,8 @@ app.command(epilog="Example: racm3 index ./photos --memory ./memory")(index)
 app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(search)
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
-app.command(epilog="Example: racm3 plugins --json")(plugins)
+app.add_typer(config, name="config")
+app.add_typer(plugins, name="plugins")
 
 
 def _print_version(wanted: bool) -> None:

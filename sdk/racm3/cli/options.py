@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FilterError
+from ..interfaces import MemoryStore
 from ..options import Options
 from ..registry import registry
 
 if TYPE_CHECKING:
-    from ..config import ComponentConfig, PipelineConfig
+    from ..config import PipelineConfig
 
 DEFAULT_PRESET = "emoji"
 
@@ -65,7 +66,8 @@ PresetOption = Annotated[
     typer.Option("--preset", metavar="NAME", help=f"A pipeline of a plugin. Default: {DEFAULT_PRESET}, if installed."),
 ]
 MemoryOption = Annotated[
-    Path | None, typer.Option("--memory", metavar="PATH", help="Keep to this memory, not to the pipeline's own.")
+    str | None,
+    typer.Option("--memory", metavar="PATH|NAME", help="This memory, not the pipeline's own: a path, or one installed."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 DocumentsOption = Annotated[int, typer.Option("-k", min=0, help="How many documents to ground the answer on.")]
@@ -90,49 +92,30 @@ TopPOption = Annotated[
 
 
 def chosen_pipeline(
-    config: Path | None, preset: str | None, memory: Path | None, *, writes: bool = False, generates: bool = True
+    config: Path | None, preset: str | None, memory: str | None, *, writes: bool = False, generates: bool = True
 ) -> PipelineConfig:
     """The pipeline that the options choose. writes: the memory may be new; otherwise it has to be there."""
-    chosen = _configured(config, preset)
+    from .memory import is_missing, memory_path, only_read, with_memory
+
+    chosen = configured(config, preset)
     if memory is not None:
-        # The component stays; its other settings belong to the memory that is not used.
-        chosen = replace(chosen, memory=replace(chosen.memory, settings={"path": memory.expanduser().absolute()}))
+        chosen = with_memory(chosen, memory)
     path = memory_path(chosen)
-    if path is not None and not writes and _is_missing(path):
-        again = ["--config", str(config)] if config else ["--preset", preset] if preset else []
-        if memory is not None or config is None:
-            again += ["--memory", str(memory or path)]
-        raise ConfigError(
-            f"There is no memory at {memory or path}.", f"Make one: racm3 index FOLDER {shlex.join(again)}"
-        )
     if path is not None and not writes:
-        chosen = replace(chosen, memory=_only_read(chosen.memory))
+        if is_missing(path):
+            again = ["--config", str(config)] if config else ["--preset", preset] if preset else []
+            if memory is not None or config is None:
+                again += ["--memory", str(memory or path)]
+            names = f", and none is named so. Installed: {', '.join(registry().names(MemoryStore))}" if memory else ""
+            raise ConfigError(
+                f"There is no memory at {memory or path}{names}.", f"Make one: racm3 index FOLDER {shlex.join(again)}"
+            )
+        chosen = replace(chosen, memory=only_read(chosen.memory))
     return chosen if generates else replace(chosen, generator=None)
 
 
-def _only_read(memory: ComponentConfig) -> ComponentConfig:
-    """Read-only, where the component can be: opening a memory for writing changes its files, a shipped one's too."""
-    fields = registry().settings_model(registry().component(memory.interface, memory.name)).model_fields
-    if "read_only" not in fields:
-        return memory
-    return replace(memory, settings={**memory.settings, "read_only": True})
-
-
-def _is_missing(path: Path) -> bool:
-    """Whether a memory would be made at a path, because there is nothing, or an empty folder."""
-    try:
-        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    except OSError:
-        return False  # what is wrong, the memory says
-
-
-def memory_path(chosen: PipelineConfig) -> Path | None:
-    """Where a pipeline's memory lies, if it is a file or a folder on this machine."""
-    path = chosen.memory.settings.get("path")
-    return path if isinstance(path, Path) else None
-
-
-def _configured(config: Path | None, preset: str | None) -> PipelineConfig:
+def configured(config: Path | None, preset: str | None) -> PipelineConfig:
+    """The pipeline of a file or a preset."""
     from ..config import load_config
 
     if config is not None and preset is not None:

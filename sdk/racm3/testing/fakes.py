@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from ..document import Blank, Document, Image, MaskedText, Modality, Part, Text
-from ..errors import ModalityError
+from ..errors import ConfigError, GenerationError, ModalityError
 from ..interfaces import Encoder, Generator, Output, Request, Retriever, Score
 from ..options import Options
 from ..seeds import stream_keys
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 GRID = 4
+_WORD = re.compile(r"\w+|[^\w\s]")
 
 
 @lru_cache(maxsize=65536)
@@ -32,7 +33,7 @@ def _direction(feature: str, dim: int) -> np.ndarray:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+|[^\w\s]", text.lower()) or [""]
+    return _WORD.findall(text.lower()) or [""]
 
 
 def _unit(vector: np.ndarray) -> np.ndarray:
@@ -72,8 +73,10 @@ class HashingRetriever(Retriever):
         dropout: float = 0.0,
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"A dropout of {dropout} is not a share.", "Give a number from 0 up to, but not, 1.")
         if dropout and rng is None:
-            raise ValueError("dropout needs rng.")
+            raise ConfigError("Query dropout is random, and needs rng.", "Give a numpy.random.Generator.")
         return self._encode(queries, dropout, rng)
 
     def _encode(self, documents: Sequence[Document], dropout: float, rng: np.random.Generator | None) -> np.ndarray:
@@ -81,7 +84,7 @@ class HashingRetriever(Retriever):
 
         vectors = np.zeros((len(documents), self.dim), np.float32)
         for row, document in enumerate(documents):
-            texts = [self._text(text, dropout, rng) for text in document.texts]
+            texts = [self._text(text, dropout, rng) for text in document.texts if text.strip()]
             images = [self._image(image, dropout, rng) for image in document.images]
             modalities = [_unit(np.sum(found, axis=0)) for found in (texts, images) if found]
             if not modalities:
@@ -154,15 +157,24 @@ class PaintingGenerator(Generator):
         ]
 
     def score(self, requests: Sequence[Request], targets: Sequence[Document]) -> list[Score]:
+        if len(requests) != len(targets):
+            raise GenerationError(f"{len(requests)} requests and {len(targets)} targets: give one target per request.")
         scores = []
         for request, target in zip(requests, targets, strict=True):
-            pairs = list(zip(request.prompt.parts, target.parts, strict=True))
+            shapes = [[part.modality for part in document.parts] for document in (request.prompt, target)]
+            if shapes[0] != shapes[1] or target.blanks:
+                raise GenerationError(
+                    f"The target {target!r} is not the prompt {request.prompt!r} with its blanks filled."
+                )
+            pairs = zip(request.prompt.parts, target.parts, strict=True)
             scored = [part for asked, part in pairs if isinstance(asked, Blank)] or list(target.parts)
             each = [self._likelihood(request, part) for part in scored]
             scores.append(Score(tuple(value for value, _ in each), tuple(tokens for _, tokens in each)))
         return scores
 
     def _fill(self, request: Request, rng: np.random.Generator, options: Options) -> Output:
+        if not request.prompt.blanks:
+            raise GenerationError(f"{request.prompt!r} has no blank to fill.", "Add Blank('image') or Blank('text').")
         parts: list[Part] = []
         likelihoods = []
         for part in request.prompt.parts:
@@ -172,7 +184,9 @@ class PaintingGenerator(Generator):
                 )
                 likelihoods.append(self._likelihood(request, part))
             parts.append(part)
-        return Output(Document(parts), sum(p for p, _ in likelihoods), sum(n for _, n in likelihoods))
+        return Output(
+            request.prompt.replace(parts=parts), sum(p for p, _ in likelihoods), sum(n for _, n in likelihoods)
+        )
 
     def _write(self, request: Request, blank: Blank, options: Options) -> Text:
         text = self._words(request, options)
@@ -180,8 +194,8 @@ class PaintingGenerator(Generator):
 
     def _words(self, request: Request, options: Options) -> str:
         texts = [hit.document.text for hit in request.context] + [request.prompt.text]
-        words = next((text for text in texts if text), "a picture").split()
-        return " ".join(words[: options.max_text_tokens])
+        text = next((text for text in texts if text.strip()), "a picture")
+        return text[: [found.end() for found in _WORD.finditer(text)][: options.max_text_tokens][-1]]
 
     def _paint(self, request: Request, rng: np.random.Generator | None = None) -> np.ndarray:
         """A picture of the prompt, uint8 [size, size, 3]; without `rng` the one that all samples lie around."""

@@ -95,15 +95,6 @@ def test_requests_and_samples_come_in_order(generator, pictures):
     ]
 
 
-def test_a_seed_repeats_the_answer_and_another_does_not(generator):
-    first, again, other = (
-        [output.document.image.content_hash for output in generator.generate([Request(TO_IMAGE)], options=options)[0]]
-        for options in (Options(n=2, seed=1), Options(n=2, seed=1), Options(n=2, seed=2))
-    )
-    assert first == again
-    assert not set(first) & set(other)
-
-
 def test_the_answer_does_not_depend_on_the_batch(checkpoint, pictures):
     requests = [
         Request(TO_IMAGE), Request(Document([Blank("text"), pictures[0]]), hits(pictures)), Request(TO_IMAGE, hits(pictures)),
@@ -369,16 +360,6 @@ def test_a_missing_checkpoint_is_named_when_it_is_needed(tmp_path):
     generator = Cm3Generator(checkpoint=tmp_path / "none")
     with pytest.raises(WeightsNotFound, match="No checkpoint folder at"):
         generator.generate([Request(TO_IMAGE)])
-
-
-def test_streaming_ends_with_the_outputs(generator):
-    events = list(generator.stream(Request(TO_IMAGE), options=Options(n=2)))
-    assert events[-1].kind == "done" and len(events[-1].outputs) == 2
-
-
-def test_no_requests_give_no_answers(generator):
-    assert generator.generate([]) == []
-    assert generator.score([], []) == []
 
 
 def test_a_prompt_without_a_blank_is_refused(generator):
