@@ -26,7 +26,7 @@ CREATE TABLE documents (
     id BLOB NOT NULL UNIQUE,             -- UTF-8
     content_hash BLOB NOT NULL,          -- SHA-256
     metadata BLOB NOT NULL,              -- JSON, UTF-8
-    vector BLOB NOT NULL,                -- float32, little-endian
+    vector BLOB NOT NULL,                -- float32 or float16, little-endian
     checksum BLOB NOT NULL               -- over the four columns above
 );
 CREATE TABLE contents (                  -- what parts show, shared between documents

@@ -72,6 +72,14 @@ def matches(check: object, *pieces: object) -> bool:
     return all(isinstance(piece, bytes) for piece in pieces) and check == checksum(*pieces)  # type: ignore[arg-type]
 
 
+def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
+    """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number."""
+    import numpy as np
+
+    read = [np.frombuffer(row.vector, f"<f{len(row.vector) // dim}") for row in rows]
+    return np.array(read, dtype=np.float32).reshape(len(rows), dim)
+
+
 def corrupt(name: str) -> MemoryCorrupt:
     return MemoryCorrupt(
         f"Document {name!r} does not match its checksum.", "Delete it or restore the memory from a backup."
@@ -171,13 +179,13 @@ class Journal(Database):
         )
 
     def insert(self, document: Document, vector: np.ndarray) -> int:
-        """Store a document that is not there yet, and return its sequence number."""
+        """Store a document that is not there yet, with its vector (float16 or float32), and return its sequence number."""
         if document.blanks:
             raise InvalidDocument(f"Document {document.id!r} has blanks: it is a prompt.", "Fill it before storing it.")
         run = self.connection.execute
         metadata = encoded(json.dumps(dict(document.metadata), ensure_ascii=False, separators=(",", ":")))
         content_hash = bytes.fromhex(document.content_hash)
-        columns = (encoded(document.id), content_hash, metadata, vector.astype("<f4").tobytes())
+        columns = (encoded(document.id), content_hash, metadata, vector.astype(vector.dtype.newbyteorder("<")).tobytes())
         seq = run(
             "INSERT INTO documents (id, content_hash, metadata, vector, checksum) VALUES (?, ?, ?, ?, ?)",
             (*columns, checksum(*columns)),
