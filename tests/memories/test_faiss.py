@@ -200,6 +200,25 @@ def test_a_memory_belongs_to_one_encoder(rng):
         assert memory.encoder == ENCODER
 
 
+def test_vectors_can_be_kept_in_half_of_the_room(tmp_path, rng):
+    vectors = unit(rng, 40)
+    with FaissMemory(tmp_path / "m") as memory:
+        memory.bind(ENCODER)
+        memory.add(texts(20), vectors[:20])
+    with FaissMemory(tmp_path / "m", precision="float16") as memory:
+        memory.add(texts(20, 20), vectors[20:])
+        expected = np.concatenate([vectors[:20], vectors[20:].astype(np.float16).astype(np.float32)])
+        assert np.array_equal([vector for _, vector in memory.items()], expected)
+        hits = [found[0] for found in memory.search(vectors, k=1)]
+        assert ids(hits) == [f"d{i:05d}" for i in range(40)]
+        assert np.array_equal([hit.vector for hit in hits], expected)
+        memory.export_read_only(tmp_path / "copy")
+    with FaissMemory(tmp_path / "copy", read_only=True) as memory:
+        assert np.array_equal([vector for _, vector in memory.items()], expected)
+    with pytest.raises(MemoryStoreError, match="No precision 'int8'"):
+        FaissMemory(precision="int8")
+
+
 # Reading and removing
 
 

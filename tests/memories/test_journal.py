@@ -269,14 +269,22 @@ def corrupted(folder, statement, *parameters):
 @pytest.mark.parametrize(
     "statement",
     [
-        "UPDATE parts SET text = CAST('other' AS BLOB) WHERE seq = 6",
-        "UPDATE parts SET text = x'ff' WHERE seq = 6",
-        "UPDATE parts SET hash = 'x', text = NULL WHERE seq = 6",
+        "UPDATE contents SET data = CAST('other' AS BLOB) WHERE key = 6",
+        "UPDATE contents SET data = x'ff' WHERE key = 6",
+        "UPDATE contents SET data = 'text 5' WHERE key = 6",
+        "UPDATE contents SET is_image = 1 WHERE key = 6",
+        "UPDATE contents SET checksum = x'00' WHERE key = 6",
+        "UPDATE parts SET content = 7 WHERE seq = 6",
+        "UPDATE parts SET content = 99 WHERE seq = 6",
+        "DELETE FROM contents WHERE key = 6",
         "DELETE FROM parts WHERE seq = 6",
-        "UPDATE documents SET metadata = '{\"i\": 6}' WHERE seq = 6",
+        "UPDATE documents SET metadata = CAST('{\"i\":6}' AS BLOB) WHERE seq = 6",
+        "UPDATE documents SET metadata = '{\"i\":5}' WHERE seq = 6",
         "UPDATE documents SET metadata = CAST(x'ff' AS TEXT) WHERE seq = 6",
+        "UPDATE documents SET metadata = 7 WHERE seq = 6",
         "UPDATE documents SET vector = zeroblob(16) WHERE seq = 6",
         "UPDATE documents SET content_hash = 'abc' WHERE seq = 6",
+        "UPDATE documents SET content_hash = zeroblob(32) WHERE seq = 6",
     ],
 )
 def test_a_damaged_document_is_named_and_the_others_can_be_read(folder, statement):
@@ -304,30 +312,44 @@ def test_a_damaged_vector_never_enters_the_index(folder):
 def test_a_damaged_image_is_named(folder):
     with FaissMemory(folder) as memory:
         memory.add([Document(Image(np.zeros((3, 3, 3), np.uint8)), id="black")], unit(1, 1))
-    corrupted(folder, "UPDATE blobs SET data = CAST('x' AS BLOB)")
+    corrupted(folder, "UPDATE contents SET data = CAST('x' AS BLOB) WHERE is_image")
     with FaissMemory(folder) as memory:
         hit = memory.search(unit(1, 1), k=1)[0][0]
         with pytest.raises(MemoryCorrupt, match="'black'"):
             _ = hit.document
 
 
+@pytest.mark.parametrize("damage", ["data = x'00'", "checksum = x'00'", "is_image = NOT is_image"])
+def test_adding_what_was_damaged_mends_it(folder, damage):
+    black = Document(["black", Image(np.zeros((3, 3, 3), np.uint8))], id="black")
+    with FaissMemory(folder) as memory:
+        memory.add([black], unit(1, 1))
+    for key in (21, 22):
+        corrupted(folder, f"UPDATE contents SET {damage} WHERE key = {key}")
+    with FaissMemory(folder) as memory:
+        memory.add([black.replace(id="again")], unit(2, 1))
+        assert [document.parts for document in memory.get(["black", "again"])] == [black.parts, black.parts]
+
+
 def test_images_are_stored_once_and_leave_with_their_last_document(tmp_path):
     image = Image(np.zeros((3, 3, 3), np.uint8))
     with FaissMemory(tmp_path) as memory:
         memory.bind(ENCODER)
-        memory.add([Document([text, image], id=text) for text in "abc"], unit(0, 3))
+        memory.add([Document([text, image], id=text, metadata={"l": [text, 1], "n": 1}) for text in "abc"], unit(0, 3))
 
-        def blobs():
+        def rows(statement):
             connection = sqlite3.connect(tmp_path / "memory.db")
-            count = connection.execute("SELECT count(*) FROM blobs").fetchone()[0]
+            found = connection.execute(statement).fetchall()
             connection.close()
-            return count
+            return found
 
-        assert blobs() == 1
+        images = "SELECT count(*) FROM contents WHERE is_image"
+        assert rows(images) == [(1,)]
         memory.delete(["a", "b"])
-        assert blobs() == 1
+        assert rows(images) == [(1,)]
         memory.delete(["c"])
-        assert blobs() == 0
+        for table in ("contents", "parts", "fields", "tags", "documents"):  # nothing stays behind
+            assert rows(f"SELECT * FROM {table}") == []
 
 
 def a_file(path):
@@ -372,12 +394,13 @@ def test_what_is_not_a_memory_is_left_alone(tmp_path, make, error, message):
     assert (sorted(path.rglob("*")), path.is_file()) == before
 
 
-def test_a_newer_format_and_a_missing_memory_are_errors(folder, tmp_path):
-    connection = sqlite3.connect(folder / "memory.db")
-    connection.execute("PRAGMA user_version = 99")
-    connection.close()
-    with pytest.raises(MemoryStoreError, match=r"format 99.*Upgrade racm3"):
-        FaissMemory(folder)
+def test_another_format_and_a_missing_memory_are_errors(folder, tmp_path):
+    for version, message in [(99, r"format 99.*Upgrade racm3"), (1, r"format 1;.*to a new memory")]:
+        connection = sqlite3.connect(folder / "memory.db")
+        connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+        with pytest.raises(MemoryStoreError, match=message):
+            FaissMemory(folder)
     with pytest.raises(MemoryStoreError, match="There is no memory"):
         FaissMemory(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()

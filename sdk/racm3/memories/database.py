@@ -14,8 +14,9 @@ from typing import Any
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
-FORMAT = 1
+FORMAT = 2
 BUSY_SECONDS = 5.0  # how long a writer waits for another one
+PACKED_PAGE = 16384  # bytes; large pages waste less on rows of a kilobyte, small ones are quicker to write
 BATCH = 512  # rows read, or keys of one statement, at a time
 
 SCHEMA = """
@@ -23,21 +24,29 @@ CREATE TABLE manifest (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE documents (
     seq INTEGER PRIMARY KEY AUTOINCREMENT,
     id BLOB NOT NULL UNIQUE,             -- UTF-8
-    content_hash TEXT NOT NULL,
-    metadata TEXT NOT NULL,              -- JSON
-    vector BLOB NOT NULL,                -- float32, little-endian
+    content_hash BLOB NOT NULL,          -- SHA-256
+    metadata BLOB NOT NULL,              -- JSON, UTF-8
+    vector BLOB NOT NULL,                -- float32 or float16, little-endian
     checksum BLOB NOT NULL               -- over the four columns above
 );
-CREATE INDEX documents_by_content ON documents (content_hash);
-CREATE TABLE parts (seq INTEGER, position INTEGER, hash TEXT NOT NULL, text BLOB, PRIMARY KEY (seq, position));
-CREATE INDEX parts_by_hash ON parts (hash);
-CREATE TABLE blobs (                     -- encoded images, shared between documents
-    hash TEXT PRIMARY KEY, data BLOB NOT NULL, checksum BLOB NOT NULL
+CREATE TABLE contents (                  -- what parts show, shared between documents
+    key INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL,                  -- SHA-256
+    is_image INTEGER NOT NULL,
+    data BLOB NOT NULL,                  -- UTF-8, or an encoded image
+    checksum BLOB NOT NULL               -- over the two columns above: an image's hash may be that of its pixels
 );
-CREATE TABLE fields (                    -- metadata by value, one row for each element of a list: what `where` reads
-    name BLOB, kind TEXT, value, seq INTEGER, PRIMARY KEY (name, kind, value, seq)
+-- The first bytes of a hash find it as well as all of them, in a quarter of the room.
+CREATE INDEX documents_by_hash ON documents (substr(content_hash, 1, 8));
+CREATE INDEX contents_by_hash ON contents (substr(hash, 1, 8));
+CREATE TABLE parts (seq INTEGER, position INTEGER, content INTEGER, PRIMARY KEY (seq, position)) WITHOUT ROWID;
+CREATE INDEX parts_by_content ON parts (content);
+CREATE TABLE fields (                    -- each value of each metadata field once
+    key INTEGER PRIMARY KEY, name BLOB NOT NULL, kind TEXT NOT NULL, value NOT NULL, UNIQUE (name, kind, value)
+);
+CREATE TABLE tags (                      -- which documents have it, each element of a list: what `where` reads
+    field INTEGER, seq INTEGER, PRIMARY KEY (field, seq)
 ) WITHOUT ROWID;
-CREATE INDEX fields_by_document ON fields (seq);
 INSERT INTO manifest VALUES ('generation', 0);
 """
 
@@ -101,12 +110,13 @@ class Database:
             run("PRAGMA synchronous = FULL")
 
     def _is_ours(self) -> bool:
-        """False for an empty database; an error for somebody else's or a newer one."""
+        """False for an empty database; an error for somebody else's or one of another format."""
         application = self.one("PRAGMA application_id")
         version = self.one("PRAGMA user_version")
-        if application == APPLICATION_ID and version > FORMAT:
+        if application == APPLICATION_ID and version != FORMAT:
             raise MemoryStoreError(
-                f"{self.place} has format {version}; this racm3 reads up to {FORMAT}.", "Upgrade racm3."
+                f"{self.place} has format {version}; this racm3 reads format {FORMAT}.",
+                "Upgrade racm3." if version > FORMAT else "Add its documents to a new memory.",
             )
         if application == 0 and self.one("SELECT count(*) FROM sqlite_master") == 0:
             return False
@@ -175,6 +185,8 @@ class Database:
             copy = sqlite3.connect(str(part))
             try:
                 copy.execute("PRAGMA journal_mode = DELETE")
+                copy.execute(f"PRAGMA page_size = {PACKED_PAGE}")
+                copy.execute("VACUUM")
             finally:
                 copy.close()
             os.replace(part, path)

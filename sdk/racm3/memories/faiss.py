@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from ..errors import (
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Where
 from . import snapshot
 from .index import VectorIndex
-from .journal import Journal
+from .journal import Journal, vectors_of
 from .vectors import unit_vectors
 from .where import parse
 
@@ -44,10 +44,20 @@ class FaissMemory(MemoryStore):
     """Documents in SQLite, exact inner-product search by FAISS. Safe to share between threads.
 
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
-    ships inside a package (see `export_read_only`); also so when the folder cannot be written.
+    ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
+    that are added from now on; "float16" keeps them in half of the room, rounded to 11 bits. What is stored stays as it is.
     """
 
-    def __init__(self, path: Path | None = None, *, read_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        read_only: bool = False,
+        precision: Literal["float32", "float16"] = "float32",
+    ) -> None:
+        if precision not in ("float32", "float16"):
+            raise MemoryStoreError(f"No precision {precision!r}.", "Use 'float32' or 'float16'.")
+        self._precision = precision
         self._folder = None if path is None else Path(path)
         database = None
         if self._folder is not None:
@@ -104,7 +114,7 @@ class FaissMemory(MemoryStore):
         encoder = self.encoder
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
-        rows = unit_vectors(vectors, encoder.dim)
+        rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
         journal, ids = self._journal, list[str]()
         with journal.writing():
             for document in documents:
@@ -179,17 +189,18 @@ class FaissMemory(MemoryStore):
     def items(self) -> Iterator[tuple[Document, np.ndarray]]:
         """As `MemoryStore.items`: those stored when it was called, read in batches, so that others can write meanwhile."""
         with self._journal.reading():
-            last = self._journal.state().last_seq
+            last, encoder = self._journal.state().last_seq, self._journal.encoder()
+        dim = encoder.dim if encoder is not None else 0  # not bound: there is nothing yet
 
         def batches() -> Iterator[tuple[Document, np.ndarray]]:
             after = 0
             while True:
                 with self._journal.reading():
                     rows = self._journal.rows(after=after, last=last, limit=STREAMED)
-                    batch = [(self._journal.document(row), np.frombuffer(row.vector, "<f4").copy()) for row in rows]
+                    documents = [self._journal.document(row) for row in rows]
                 if not rows:
                     return
-                yield from batch
+                yield from zip(documents, vectors_of(rows, dim), strict=True)
                 after = rows[-1].seq
 
         return batches()
@@ -287,7 +298,7 @@ class FaissMemory(MemoryStore):
             for row in rows:
                 row.verify()
             seqs = np.array([row.seq for row in rows], dtype=np.int64)
-            index.append(seqs, np.stack([np.frombuffer(row.vector, "<f4") for row in rows]).astype(np.float32))
+            index.append(seqs, vectors_of(rows, encoder.dim))
         index.last_seq = state.last_seq
         return index
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..document import Document, Image, Text
+from ..document import Document, Image, Metadata, Text
 from ..errors import FilterError, InvalidDocument, MemoryCorrupt
 from ..interfaces import Encoder
 from .database import BATCH, Database
@@ -21,6 +22,10 @@ from .where import EMPTY, Condition, encoded, stored
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+KINDS = (b"text", b"image")  # of contents, as their checksum covers them
+HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 
 
 class State(NamedTuple):
@@ -33,8 +38,8 @@ class State(NamedTuple):
 class Row(NamedTuple):
     seq: int
     id: bytes
-    content_hash: str
-    metadata: str
+    content_hash: bytes
+    metadata: bytes
     vector: bytes
     checksum: bytes
 
@@ -42,19 +47,37 @@ class Row(NamedTuple):
     def name(self) -> str:
         return self.id.decode("utf-8", "surrogatepass")
 
+    @property
+    def intact(self) -> bool:
+        """Whether the row is what was written."""
+        return matches(self.checksum, self.id, self.content_hash, self.metadata, self.vector)
+
     def verify(self) -> None:
         """Raises `MemoryCorrupt`, naming the document, when the row is not what was written."""
-        if self.checksum != checksum(self.id, self.content_hash, self.metadata, self.vector):
+        if not self.intact:
             raise corrupt(self.name)
 
 
-def checksum(*pieces: bytes | str) -> bytes:
-    digest = hashlib.blake2b(digest_size=16)
+def checksum(*pieces: bytes) -> bytes:
+    """64 bits against rot and torn writes; what names contents is their SHA-256."""
+    digest = hashlib.blake2b(digest_size=8)
     for piece in pieces:
-        piece = piece.encode() if isinstance(piece, str) else piece
         digest.update(len(piece).to_bytes(8, "little"))
         digest.update(piece)
     return digest.digest()
+
+
+def matches(check: object, *pieces: object) -> bool:
+    """Whether what was read has this checksum; damage can also change its type."""
+    return all(isinstance(piece, bytes) for piece in pieces) and check == checksum(*pieces)  # type: ignore[arg-type]
+
+
+def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
+    """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number."""
+    import numpy as np
+
+    read = [np.frombuffer(row.vector, f"<f{len(row.vector) // dim}") for row in rows]
+    return np.array(read, dtype=np.float32).reshape(len(rows), dim)
 
 
 def corrupt(name: str) -> MemoryCorrupt:
@@ -96,10 +119,10 @@ class Journal(Database):
         """Sequence numbers of all documents that have one of the names as id, content hash, or content hash of a part."""
         names = list(names)
         found = {seq for (seq,) in self.select("SELECT seq FROM documents WHERE id IN (?)", map(encoded, names))}
-        # Content hashes are hex; anything else need not be looked up, and could not always be bound as text.
-        hashes = [name for name in names if name.isascii()]
-        for table, column in (("documents", "content_hash"), ("parts", "hash")):
-            found.update(seq for (seq,) in self.select(f"SELECT seq FROM {table} WHERE {column} IN (?)", hashes))
+        hashes = {bytes.fromhex(name) for name in names if HASH.fullmatch(name)}
+        found.update(self._with_hash("documents", "content_hash", hashes))
+        contents = self._with_hash("contents", "hash", hashes)
+        found.update(seq for (seq,) in self.select("SELECT seq FROM parts WHERE content IN (?)", contents))
         return found
 
     def seqs_of(self, ids: Iterable[str]) -> dict[str, int]:
@@ -114,8 +137,9 @@ class Journal(Database):
     def hashes(self, seqs: Iterable[int]) -> dict[int, list[str]]:
         """Content hashes of the parts of each document."""
         found: dict[int, list[str]] = {}
-        for seq, hash in self.select("SELECT seq, hash FROM parts WHERE seq IN (?)", map(int, seqs)):
-            found.setdefault(seq, []).append(hash)
+        statement = "SELECT seq, hash FROM parts JOIN contents ON key = content WHERE seq IN (?)"
+        for seq, hash in self.select(statement, map(int, seqs)):
+            found.setdefault(seq, []).append(hash.hex())
         return found
 
     def rows(self, *, after: int, last: int, limit: int = BATCH) -> list[Row]:
@@ -136,22 +160,18 @@ class Journal(Database):
             document = Document(self._parts(row.seq), id=row.name, metadata=json.loads(row.metadata))
         except (InvalidDocument, TypeError, ValueError) as error:
             raise corrupt(row.name) from error
-        if document.content_hash != row.content_hash:
+        if document.content_hash != row.content_hash.hex():
             raise corrupt(row.name)
         return document
 
     def _parts(self, seq: int) -> Iterator[Text | Image]:
-        for hash, text, data, check in self.connection.execute(
-            "SELECT parts.hash, text, data, checksum FROM parts LEFT JOIN blobs ON text IS NULL AND blobs.hash = parts.hash"
-            " WHERE seq = ? ORDER BY position",
+        for hash, is_image, data, check in self.connection.execute(
+            "SELECT hash, is_image, data, checksum FROM parts JOIN contents ON key = content WHERE seq = ? ORDER BY position",
             (seq,),
         ):
-            if text is not None:
-                yield Text(text.decode("utf-8", "surrogatepass"))
-            elif data is not None and checksum(data) == check:
-                yield Image.restore(data, hash)
-            else:
-                raise ValueError("The image is missing, or does not match its checksum.")
+            if not matches(check, KINDS[bool(is_image)], data):
+                raise ValueError("A part does not match its checksum.")
+            yield Image.restore(data, hash.hex()) if is_image else Text(data.decode("utf-8", "surrogatepass"))
 
     def set_encoder(self, encoder: Encoder) -> None:
         self.connection.executemany(
@@ -159,40 +179,81 @@ class Journal(Database):
         )
 
     def insert(self, document: Document, vector: np.ndarray) -> int:
-        """Store a document that is not there yet, and return its sequence number."""
+        """Store a document that is not there yet, with its vector (float16 or float32), and return its sequence number."""
         if document.blanks:
             raise InvalidDocument(f"Document {document.id!r} has blanks: it is a prompt.", "Fill it before storing it.")
         run = self.connection.execute
-        metadata = json.dumps(dict(document.metadata))
-        columns = (encoded(document.id), document.content_hash, metadata, vector.astype("<f4").tobytes())
+        metadata = encoded(json.dumps(dict(document.metadata), ensure_ascii=False, separators=(",", ":")))
+        content_hash = bytes.fromhex(document.content_hash)
+        columns = (encoded(document.id), content_hash, metadata, vector.astype(vector.dtype.newbyteorder("<")).tobytes())
         seq = run(
             "INSERT INTO documents (id, content_hash, metadata, vector, checksum) VALUES (?, ?, ?, ?, ?)",
             (*columns, checksum(*columns)),
         ).lastrowid
         assert seq is not None
-        for position, part in enumerate(document.parts):
-            text = encoded(part.text) if isinstance(part, Text) else None
-            run("INSERT INTO parts VALUES (?, ?, ?, ?)", (seq, position, part.content_hash, text))
-            if isinstance(part, Image) and not self.select(
-                "SELECT 1 FROM blobs WHERE hash IN (?)", [part.content_hash]
-            ):
-                run("INSERT INTO blobs VALUES (?, ?, ?)", (part.content_hash, part.data, checksum(part.data)))
-        for name, value in document.metadata.items():
-            values = {stored(item) for item in value} or {EMPTY} if isinstance(value, list) else {stored(value)}
-            for kind, plain in values:
-                run("INSERT OR IGNORE INTO fields VALUES (?, ?, ?, ?)", (encoded(name), kind, plain, seq))
+        many = self.connection.executemany
+        shown = [part for part in document.parts if isinstance(part, (Text, Image))]
+        many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, self._content(part)) for n, part in enumerate(shown)])
+        fields = _fields(document.metadata)
+        many("INSERT OR IGNORE INTO fields (name, kind, value) VALUES (?, ?, ?)", fields)
+        many(f"INSERT INTO tags SELECT key, {seq} FROM fields WHERE (name, kind, value) = (?, ?, ?)", fields)
         return seq
 
+    def _content(self, part: Text | Image) -> int:
+        """The key of what a part shows, which is stored when it is new, and stored again when it is damaged."""
+        hash, is_image = bytes.fromhex(part.content_hash), isinstance(part, Image)
+        data = encoded(part.text) if isinstance(part, Text) else part.data
+        columns = (is_image, data, checksum(KINDS[is_image], data))
+        run = self.connection.execute
+        for key in self._with_hash("contents", "hash", {hash}):
+            changed = "(is_image, data, checksum) IS NOT (?2, ?3, ?4)"
+            run(
+                f"UPDATE contents SET (is_image, data, checksum) = (?2, ?3, ?4) WHERE key = ?1 AND {changed}",
+                (key, *columns),
+            )
+            return key
+        added = run("INSERT INTO contents (hash, is_image, data, checksum) VALUES (?, ?, ?, ?)", (hash, *columns))
+        assert added.lastrowid is not None
+        return added.lastrowid
+
     def remove(self, seqs: Sequence[int]) -> None:
-        """Remove documents, and the images that no other document shows."""
+        """Remove documents, and the contents that no other document has."""
         if not seqs:
             return
-        hashes = {hash for found in self.hashes(seqs).values() for hash in found}
-        for table in ("fields", "parts", "documents"):
+        contents = [key for (key,) in self.select("SELECT content FROM parts WHERE seq IN (?)", seqs)]
+        fields = {key for row in self.rows_of(seqs) for key in self._untagged(row)}
+        for table in ("parts", "documents"):
             self.select(f"DELETE FROM {table} WHERE seq IN (?)", seqs)
-        unused = "NOT EXISTS (SELECT 1 FROM parts WHERE parts.hash = blobs.hash)"
-        self.select(f"DELETE FROM blobs WHERE hash IN (?) AND {unused}", hashes)
+        unused = "NOT EXISTS (SELECT 1 FROM parts WHERE content = key)"
+        self.select(f"DELETE FROM contents WHERE key IN (?) AND {unused}", contents)
+        unused = "NOT EXISTS (SELECT 1 FROM tags WHERE field = key)"
+        self.select(f"DELETE FROM fields WHERE key IN (?) AND {unused}", fields)
         self.connection.execute("UPDATE manifest SET value = value + 1 WHERE name = 'generation'")
+
+    def _untagged(self, row: Row) -> set[int]:
+        """Take away the tags of a document, and return the fields that they named. A damaged document does not say any
+        more which they are; they stay behind, and match nothing, since no sequence number is given twice."""
+        fields = _fields(json.loads(row.metadata)) if row.intact else ()
+        statement = "SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)"
+        keys = {key for field in fields for (key,) in self.connection.execute(statement, field)}
+        self.connection.executemany("DELETE FROM tags WHERE field = ? AND seq = ?", [(key, row.seq) for key in keys])
+        return keys
+
+    def _with_hash(self, table: str, column: str, hashes: set[bytes]) -> list[int]:
+        """The rows of a table that have one of the hashes."""
+        rows = self.select(
+            f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
+        )
+        return [row for row, hash in rows if hash in hashes]
+
+
+def _fields(metadata: Metadata) -> set[tuple[bytes, str, Any]]:
+    """Metadata as (name, kind, value), one for each element of a list."""
+    found = set()
+    for name, value in metadata.items():
+        values = {stored(item) for item in value} or {EMPTY} if isinstance(value, list) else {stored(value)}
+        found |= {(encoded(name), kind, plain) for kind, plain in values}
+    return found
 
 
 def _numbers(rows: Iterable[tuple[int]]) -> np.ndarray:

@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from ..errors import FilterError, nearest
 
-Stored: TypeAlias = tuple[str, Any]  # (kind, value), as a metadata value stands in the table `fields`
+Stored: TypeAlias = tuple[str, Any]  # (kind, value), as a value stands in the table `fields`
 
 NONE: Stored = ("none", 0)
 EMPTY: Stored = ("empty", 0)  # says that the field is there although its list has no element
@@ -35,7 +35,7 @@ _FIELD_OPERATORS = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$not")
 _FILTER_OPERATORS = ("$and", "$or", "$not")
 _MAX_DEPTH = 24  # SQLite's parser gives up at about 30 on older versions
 _MAX_VALUES = 30_000  # SQLite takes 32,766 parameters in one statement
-_FIELD = "documents.seq IN (SELECT seq FROM fields WHERE name = ?"
+_FIELD = "documents.seq IN (SELECT seq FROM tags JOIN fields ON key = field WHERE name = ?"
 
 
 @dataclass(frozen=True)
