@@ -195,7 +195,7 @@ def test_show_prints_a_pipeline_file_with_everything_filled_in(shelf: Path, run,
     assert code == 0 and "a secret" not in out
     shown = tomllib.loads(out)
     assert shown["retriever"] | {"device": "***"} == shown["retriever"]
-    assert shown["retriever"]["model"] == './ü "x"' and shown["retriever"]["cache_dir"] == str(shelf / "c")
+    assert shown["retriever"]["model"] == str(shelf / 'ü "x"') and shown["retriever"]["cache_dir"] == str(shelf / "c")
     assert shown["sampler"] == {"name": "diverse", "threshold": 0.9} and "generator" not in shown
     assert "# pretrained is not set" in out and 'dtype = "float32"  # default' in out and "# of racm3-shelf 1.0" in out
     assert load_config(shown).memory.settings == {"path": Path("example-memory").absolute()}

@@ -48,7 +48,7 @@ def show(
     """
     pipeline = configured(config, preset)
     if memory is not None:
-        pipeline = with_memory(pipeline, memory, writes=True)
+        pipeline = with_memory(pipeline, memory)
     tables = {table: getattr(pipeline, table) for table in TABLES if getattr(pipeline, table) is not None}
     if as_json:
         output.print_json({table: _as_json(component) for table, component in tables.items()})

@@ -13,7 +13,8 @@ import typer
 
 from ..errors import ConfigError
 from . import output
-from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline, memory_path
+from .memory import memory_path
+from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
 
 
 class OnDuplicate(StrEnum):
