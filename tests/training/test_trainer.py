@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
-from racm3.errors import CheckpointError
+from racm3.errors import CheckpointError, ConfigError
 from racm3.training.trainer import Stage, TrainerSettings, WeightAverage, build_optimizers, learning_rate_share, train
 
 
@@ -244,6 +244,29 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path):
     model = stage.build().eval()
     model.load_state_dict(exported)
     assert figures == {"held_out": pytest.approx(stage.evaluate(model)["held_out"], rel=1e-6)}
+
+
+@pytest.mark.parametrize("ema", [None, 0.5])
+def test_the_best_weights_are_exported_also_by_a_run_that_was_stopped(tmp_path, ema):
+    class Turning(Line):
+        """Good in the middle of the run, by its own account."""
+
+        def evaluate(self, model):
+            self.at.append({n: w.clone() for n, w in model.state_dict().items()})
+            return {"held_out": self.figures[len(self.at) - 1]}
+
+    given = settings(steps=5, evaluate_every=1, save_every=1, keep_best="held_out", ema=ema)
+    stage = Turning(stop_at=(3, 0))
+    stage.at, stage.figures = [], [3.0, 1.0, 2.0]
+    with pytest.raises(KeyboardInterrupt):
+        train(stage, given, tmp_path)
+    rest = Turning()
+    rest.at, rest.figures = [], [2.0, 1.5]
+    assert train(rest, given, tmp_path) == {"held_out": 1.5}
+    exported = load_file(tmp_path / "model" / "weights.safetensors")
+    assert all(torch.equal(exported[name], weight) for name, weight in stage.at[1].items())
+    with pytest.raises(ConfigError, match="No held-out figure named 'loss'. There are: held_out"):
+        train(Line(), settings(keep_best="loss"), tmp_path / "other")
 
 
 def test_evaluating_does_not_change_the_run(tmp_path):

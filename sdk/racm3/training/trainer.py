@@ -12,12 +12,13 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..errors import ConfigError
 from .state import RunState
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class TrainerSettings(BaseModel):
     log_every: int = Field(20, ge=1)
     compile: bool = Field(False, description="torch.compile model and loss: faster where a C++ compiler is at hand")
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
+    keep_best: str | None = Field(None, description="export the weights with the lowest held-out figure of this name")
     save_every: int = Field(200, ge=1)
 
 
@@ -118,8 +120,11 @@ def train(
     model = accelerator.prepare(model)
     average = WeightAverage(accelerator.unwrap_model(model), settings.ema) if settings.ema else None
 
+    best = BestWeights(folder / "best.safetensors", settings.keep_best) if settings.keep_best else None
     state = RunState(accelerator.unwrap_model(model), optimizers, average)
     step = state.load(folder / "state") if resume else 0
+    if best is not None and not step:
+        best.path.unlink(missing_ok=True)  # of another run
     if step:
         logger.info("resumed at step %d from %s", step, folder)
 
@@ -167,7 +172,10 @@ def train(
                 progress(step, settings.steps, " ".join(f"{k} {v:.4g}" for k, v in means.items()))
             began, steps_of_log, seen = time.perf_counter(), 0, {}
         if settings.evaluate_every and step % settings.evaluate_every == 0 and not last:
-            _log(folder, step=step, **_evaluate(stage, accelerator.unwrap_model(model), average))
+            held_out = _evaluate(stage, accelerator.unwrap_model(model), average)
+            _log(folder, step=step, **held_out)
+            if best is not None:
+                best.offer(held_out, accelerator.unwrap_model(model), average)
             began = time.perf_counter()
         if step % settings.save_every == 0 or last:
             state.save(folder / "state", step)
@@ -175,7 +183,10 @@ def train(
     final = accelerator.unwrap_model(model)
     held_out = _evaluate(stage, final, average)
     _log(folder, step=step, **held_out)
-    if average is not None:
+    if best is not None:
+        best.offer(held_out, final, average)
+        best.copy_to(final)
+    elif average is not None:
         average.copy_to(final)
     stage.export(final.eval(), folder / "model")
     return held_out
@@ -229,6 +240,35 @@ class WeightAverage:
 
     def copy_to(self, model: torch.nn.Module) -> None:
         model.load_state_dict({n: w.to(model.state_dict()[n].dtype) for n, w in self.weights.items()}, strict=False)
+
+
+class BestWeights:
+    """The weights with the lowest held-out figure so far, in a file, so that a resumed run knows them too."""
+
+    def __init__(self, path: Path, figure: str) -> None:
+        self.path, self.figure = path, figure
+
+    def offer(self, figures: Mapping[str, float], model: torch.nn.Module, average: WeightAverage | None) -> None:
+        """Keep the weights that were evaluated, if they are the best; `ConfigError` if there is no such figure."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        if self.figure not in figures:
+            raise ConfigError(f"No held-out figure named '{self.figure}'. There are: {', '.join(figures)}.")
+        if self.path.is_file():
+            with safe_open(self.path, "pt") as file:
+                if float(file.metadata()["figure"]) <= figures[self.figure]:
+                    return
+        weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
+        unfinished = self.path.with_suffix(".new")
+        save_file(weights, unfinished, {"figure": repr(figures[self.figure])})
+        unfinished.replace(self.path)
+
+    def copy_to(self, model: torch.nn.Module) -> None:
+        from safetensors.torch import load_file
+
+        dtypes = {n: w.dtype for n, w in model.state_dict().items()}
+        model.load_state_dict({n: w.to(dtypes[n]) for n, w in load_file(self.path).items()}, strict=False)
 
 
 def _evaluate(stage: Stage, model: torch.nn.Module, average: WeightAverage | None) -> dict[str, float]:
