@@ -4,7 +4,8 @@
     prompt -> Retriever.encode_query -> MemoryStore.search -> Sampler.sample -> Generator.generate
 
 Scores are inner products of unit vectors: higher is better, ties are broken by id. The retriever normalises, the memory
-checks. A component is a plain class; the annotated keyword arguments of its constructor are its settings.
+checks. A component is a plain class; the annotated keyword arguments of its constructor are its settings. Every rule here
+is a check of a contract in `racm3.testing`.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Retriever(ABC):
         rng: np.random.Generator | None = None,
     ) -> np.ndarray:
         """Unit vectors, float32 [n, dim]; blanks are passed over. dropout: share (0..1) of text tokens and image
-        patches that is dropped, for training; needs `rng`."""
+        patches that is dropped, for training; needs `rng`, on which alone it depends, in any batch size."""
 
 
 class MemoryStore(ABC):
@@ -191,7 +192,8 @@ class MemoryStore(ABC):
         """Store documents with vectors (float32 [n, dim], unit norm) and return their ids, in order.
 
         A document whose id is stored already: "error" raises `DuplicateDocument` and stores nothing of the call,
-        "skip" keeps the old one, "replace" the new one. The same rule holds within one call.
+        "skip" keeps the old one, "replace" the new one, which counts as added anew. The same rule holds within one call.
+        Documents and metadata come back exactly, or are refused with a `RACM3Error`.
         """
 
     @abstractmethod
@@ -235,7 +237,7 @@ class MemoryStore(ABC):
         """Bring caches on disk up to date. Documents are safe without it."""
 
     def close(self) -> None:  # noqa: B027 (optional)
-        """Release files. The memory cannot be used afterwards."""
+        """Release files. Using the memory afterwards raises `MemoryStoreError`; closing it again does no harm."""
 
     def __enter__(self) -> Self:
         return self
@@ -249,7 +251,7 @@ class Sampler(ABC):
 
     @abstractmethod
     def sample(self, query: Query, hits: Sequence[Hit], *, k: int, rng: np.random.Generator) -> Selection:
-        """At most k of the hits, which come best first."""
+        """At most k of the hits, which come best first; the Hits that were given, not copies. `ConfigError` for k < 0."""
 
 
 class Generator(ABC):
@@ -270,10 +272,11 @@ class Generator(ABC):
 
     @abstractmethod
     def generate(self, requests: Sequence[Request], *, options: Options) -> list[list[Output]]:
-        """`options.n` filled documents for each request, in order.
+        """`options.n` filled documents for each request, in order; the rest of the prompt, metadata too, stays as it is.
 
         A `MaskedImage` is answered by a whole picture, of which the pipeline takes the region, a `MaskedText` by the
-        whole text.
+        whole text. Raises `GenerationError` for a prompt without a blank, `ModalityError` for what it neither takes nor
+        makes.
         """
 
     @abstractmethod
