@@ -98,6 +98,7 @@ VECTORS = {
     "nothing": ("None", "gave vectors of shape None"),
     "float64": ("found.astype(float)", "dtype float64, not float32"),
     "objects": ("found.astype(object)", "dtype object"),
+    "a little too long": ("found * np.float32(1.005)", "not finite and of unit norm"),
     "too long": ("found * 2", "not finite and of unit norm"),
     "zero": ("found * 0", "not finite and of unit norm"),
     "NaN": ("np.where(np.arange(64) == 3, np.nan, found).astype(np.float32)", "not finite and of unit norm"),
@@ -118,6 +119,11 @@ def test_vectors(bad, kind):
                 use()
             assert_names_the_plugin(raised.value, "Retriever", message)
         assert len(made.memory) == 0
+
+
+def test_vectors_as_half_precision_gives_them_are_taken(bad):
+    with pipeline(retriever=bad(HashingRetriever, "found * np.float32(1.0004)", method="encode_query")) as made:
+        assert made.search("fox", k=1)[0].id == "fox"
 
 
 @pytest.mark.parametrize("stated", ["None", "64", "Encoder('x', 0)", "Encoder('x', '64')"])

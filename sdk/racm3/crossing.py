@@ -17,8 +17,6 @@ from .registry import registry
 if TYPE_CHECKING:
     import numpy as np
 
-# float16 weights normalise to about three digits.
-UNIT_NORM_TOLERANCE = 1e-2
 MODALITIES = frozenset({"text", "image"})
 
 
@@ -39,16 +37,18 @@ def checked_modalities(generator: Generator) -> Generator:
 
 
 def checked_vectors(retriever: object, vectors: Any, *, count: int, dim: int) -> np.ndarray:
-    """Vectors as a retriever must give them: float32 [count, dim], finite, unit norm."""
+    """Vectors as a retriever must give them: float32 [count, dim], finite, unit norm as exactly as memories ask."""
     import numpy as np
+
+    from .memories.vectors import UNIT_NORM
 
     if not isinstance(vectors, np.ndarray) or vectors.shape != (count, dim):
         raise _fault(retriever, f"gave vectors of shape {getattr(vectors, 'shape', None)}, not ({count}, {dim})")
     if vectors.dtype != np.float32:
         raise _fault(retriever, f"gave vectors of dtype {vectors.dtype}, not float32")
-    # A NaN or an infinity makes its norm one too, which is not close to 1.
+    # A NaN or an infinity makes its norm one too, which is not close to 1. Near 1 a square is off by twice as much.
     squares = np.einsum("nd,nd->n", vectors, vectors)
-    if not (np.abs(squares - 1) <= 2 * UNIT_NORM_TOLERANCE).all():
+    if not (np.abs(squares - 1) <= 2 * UNIT_NORM).all():
         raise _fault(retriever, "gave vectors that are not finite and of unit norm")
     return vectors
 
