@@ -18,7 +18,7 @@ with Pipeline.from_preset("emoji") as pipeline:
     continued = pipeline.complete("flag: Den", seed=0, options=writing)
     print("continued:", continued.text)
 
-    filled = pipeline.complete("musical ", ", in Noto style", n=8, seed=0, options=writing, rerank="perplexity")
+    filled = pipeline.complete("musical", ", in Noto style", n=8, seed=0, options=writing, rerank="perplexity")
     print("filled:", [output.document.text for output in filled.outputs[:3]])
 
     prompt = Document([MaskedText("flag: Nor"), Blank("image")])
