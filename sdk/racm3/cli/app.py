@@ -15,6 +15,7 @@ from ..errors import ConfigError, PluginError, RACM3Error
 from ..registry import registry
 from . import output
 from .caption import caption
+from .evaluate import evaluate
 from .generate import generate
 from .index import index
 from .plugins import plugins
@@ -26,6 +27,7 @@ app.command(epilog="Example: racm3 index ./photos --memory ./memory")(index)
 app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(search)
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
+app.command(epilog="Example: racm3 evaluate ./photos --limit 50 --out ./evaluation")(evaluate)
 app.command(epilog="Example: racm3 plugins --json")(plugins)
 
 

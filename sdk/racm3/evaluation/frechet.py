@@ -29,5 +29,5 @@ def _moments(vectors: np.ndarray, weights: Weights | None) -> tuple[np.ndarray, 
     if total < 2:
         raise ValueError(f"A covariance needs two vectors at least, not {int(total)}.")
     mean = counts @ vectors / total
-    root = np.linalg.qr((vectors - mean) * np.sqrt(counts / (total - 1))[:, None], mode="r")
-    return mean, root
+    centred = (vectors - mean) * np.sqrt(counts / (total - 1))[:, None]
+    return mean, np.asarray(np.linalg.qr(centred, mode="r"))
