@@ -15,7 +15,7 @@ import pytest
 from racm3.cli import main
 
 COLOURS = {"kite": "red", "whale": "grey", "fox": "orange"}
-COMMANDS = ("index", "search", "generate", "caption", "plugins", "demo")
+COMMANDS = ("index", "search", "generate", "caption", "evaluate", "plugins", "demo")
 
 
 @pytest.fixture
@@ -466,3 +466,15 @@ def test_the_installed_program_in_a_terminal_without_unicode(photos: Path):
     assert done.returncode == 0 and json.loads(done.stdout)["new"] == 3, done.stderr
     done = call("search", "凧 fox", "--memory", "mem", "--preset", "toy", "-k", "1")
     assert done.returncode == 0 and "fox.png" in done.stdout, done.stderr
+
+
+def test_evaluate_writes_a_report(photos: Path, memory: Path, run):
+    options = ("--preset", "toy", "--memory", memory, "--out", "report", "-k", 1)
+    code, out, err = run("evaluate", photos, *options, "--limit", 2, "--json")
+    assert code == 0, err
+    figures = json.loads(out)
+    assert (figures["pairs"], figures["memory"], figures["k"], figures["skipped"]) == (2, 3, 1, [])
+    assert {"ra_cm3", "no_documents", "random_documents"} <= set(figures["text_to_image"])
+    assert all(Path(file).is_file() for file in figures["files"])
+    code, out, err = run("evaluate", photos, *options)
+    assert code == 0 and out.startswith("# Evaluation on 3 pairs of 3 entities") and "index.html" in out

@@ -35,7 +35,8 @@ def read_folder(
 
     Pictures (PNG, JPEG, WebP, GIF, BMP; in folders below too) with their captions from .txt files of the same name; one
     without a caption is a picture alone. A folder with captions.jsonl, or with any one .jsonl file, is read by that file
-    instead; its lines have the keys image and text (one of them may be missing), id and metadata.
+    instead; its lines have the keys image and text (one of them may be missing), id and metadata. path may be such a
+    .jsonl file itself; its pictures lie in its folder.
 
     The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
     picture gets "#2", "#3" ... . on_skip: called with the path (or file:line) and the error of each bad sample.
@@ -49,6 +50,8 @@ def read_folder(
     []
     """
     root = Path(path).expanduser()
+    if root.suffix.lower() == ".jsonl" and root.is_file():
+        return _read(root.parent, _lines(root.parent, root), on_skip or _log, progress)
     if not root.is_dir():
         raise ConfigError(f"There is no folder {root}.", "Give a folder of pictures.")
     listing = _jsonl(root)

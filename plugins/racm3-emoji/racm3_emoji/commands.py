@@ -1,4 +1,4 @@
-"""The commands that this plugin adds: `racm3 demo`, and `racm3 emoji build | train | bundle | evaluate`."""
+"""The commands that this plugin adds: `racm3 demo`, and `racm3 emoji build | train | bundle | evaluate | learn`."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def add_to(app: typer.Typer) -> None:
     emoji.command(epilog="Example: racm3 emoji train generator --run runs/emoji")(train)
     emoji.command(epilog="Example: racm3 emoji bundle --run runs/emoji")(bundle)
     emoji.command(epilog="Example: racm3 emoji evaluate --vanilla runs/emoji/vanilla/model")(evaluate)
+    emoji.command(epilog="Example: racm3 emoji learn --entities 20")(learn)
     app.add_typer(emoji, name="emoji")
 
 
@@ -192,3 +193,29 @@ def evaluate(
         output.print_json(results.figures)
         return
     typer.echo((out / "report.md").read_text(encoding="utf-8"))
+
+
+def learn(
+    entities: Annotated[int | None, typer.Option(min=1, help="How many unseen things; all of them by default.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Drawings per prompt.")] = 1,
+    json: _Json = False,
+) -> None:
+    """New knowledge without training: draw unseen things before and after their documents are in the memory."""
+    with output.progress("Loading the models") as progress:
+        from .learn import learn as measure
+
+        learned = measure(entities, seeds=seeds, progress=progress)
+    if json:
+        output.print_json(learned.to_json())
+        return
+    output.table(
+        ["memory", "recall@1", "95 % interval"],
+        [
+            [name, f"{figure.value:.3f}", f"{figure.low:.3f} to {figure.high:.3f}"]
+            for name, figure in (("before", learned.before), ("after", learned.after))
+        ],
+    )
+    typer.echo(
+        f"{learned.pairs} drawings of {learned.entities} things that the model never saw. {learned.documents} documents "
+        f"were added in {learned.seconds:.1f} s; nothing was trained."
+    )

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from racm3.document import Document
-from racm3.evaluation.metrics import (
-    bootstrap_interval,
-    exact_match,
-    mean_by_group,
-    psnr,
-    retrieval,
-    token_f1,
-)
+from racm3.evaluation.answers import exact_match, token_f1
+from racm3.evaluation.bootstrap import Weights, bootstrap_interval, mean_by_group, mean_figure, set_figure
+from racm3.evaluation.caption_tokens import require_pycocoevalcap, tokenize_captions
+from racm3.evaluation.cider import cider
+from racm3.evaluation.cmmd import Cmmd
+from racm3.evaluation.frechet import frechet_distance
+from racm3.evaluation.psnr import psnr
+from racm3.evaluation.recall import retrieval
 from racm3.interfaces import Output, Request
 from racm3.options import Options
 
@@ -89,17 +89,18 @@ def likelihood_figures(protocol: Protocol, requests: dict[str, tuple[Cm3Generato
 def drawing_figures(
     protocol: Protocol, evaluator: Retriever, pictures: dict[str, list[list[Output]]]
 ) -> dict[str, Any]:
-    """Does a drawing retrieve its own entity among all targets' true drawings? By condition, over all its seeds.
+    """Does a drawing retrieve its own entity among all targets' true drawings, and how far are all drawings together
+    from the true ones (Fréchet distance, CMMD)? By condition, over all its seeds.
 
-    evaluator: the evaluation encoder, which has no part in making the drawings.
+    evaluator: the evaluation encoder, which has no part in making the drawings; its space is where distances are taken.
     """
     truth = protocol.truth()
     gallery = evaluator.encode_document([Document(d.images[0]) for d in truth])
     figures: dict[str, Any] = {"true_drawing_of_another_vendor": _other_vendor(protocol, gallery)}
     for name, seeds in pictures.items():
         hits, ranks = [], []
-        for outputs in seeds:
-            vectors = evaluator.encode_query([Document(output.document.images[-1]) for output in outputs])
+        drawn = [evaluator.encode_query([Document(o.document.images[-1]) for o in outputs]) for outputs in seeds]
+        for vectors in drawn:
             found = retrieval(vectors, gallery, protocol.entities, protocol.entities)
             hits.append(found.hits)
             ranks.append(found.reciprocal_ranks)
@@ -107,8 +108,26 @@ def drawing_figures(
             **summary(np.mean(hits, axis=0), protocol),
             "mrr": mean_by_group(np.mean(ranks, axis=0), protocol.entities),
             "recall_by_seed": [mean_by_group(h, protocol.entities) for h in hits],
+            **distances(drawn, gallery, protocol),
         }
     return figures
+
+
+def distances(drawn: Sequence[np.ndarray], gallery: np.ndarray, protocol: Protocol) -> dict[str, Any]:
+    """Fréchet distance and CMMD (times 1000) of each seed's drawings from the true ones, averaged over the seeds."""
+    kernels = [Cmmd(vectors, gallery) for vectors in drawn]
+
+    def frechet(weights: Weights) -> float:
+        return float(np.mean([frechet_distance(vectors, gallery, weights) for vectors in drawn]))
+
+    def discrepancy(weights: Weights) -> float:
+        return float(np.mean([kernel(weights) for kernel in kernels]))
+
+    distance, cmmd = set_figure(frechet, protocol.entities), set_figure(discrepancy, protocol.entities)
+    return {
+        "frechet_distance": distance.value, "frechet_distance_interval": distance.interval,
+        "cmmd": cmmd.value, "cmmd_interval": cmmd.interval,
+    }  # fmt: skip
 
 
 def _other_vendor(protocol: Protocol, gallery: np.ndarray) -> dict[str, Any]:
@@ -119,18 +138,21 @@ def _other_vendor(protocol: Protocol, gallery: np.ndarray) -> dict[str, Any]:
 
 
 def caption_figures(protocol: Protocol, captions: dict[str, list[Output]]) -> dict[str, Any]:
-    """Exact match and token F1 of the name in a caption, by condition. The style in a caption does not count."""
+    """Exact match, token F1 and CIDEr of the name in a caption, by condition. The style in a caption does not count."""
     names = [protocol.world.drawings[row].name for row in protocol.targets]
     figures = {}
     for condition, outputs in captions.items():
         said = [re.sub(r", in .* style$", "", output.document.texts[0]) for output in outputs]
         exact = np.array([exact_match(a, b) for a, b in zip(said, names, strict=True)])
         overlap = np.array([token_f1(a, b) for a, b in zip(said, names, strict=True)])
+        tokens = tokenize_captions(said, [[name] for name in names])
+        consensus = mean_figure(cider(tokens), protocol.entities)
         figures[condition] = {
             "exact_match": mean_by_group(exact, protocol.entities),
             "token_f1": mean_by_group(overlap, protocol.entities),
+            "cider": consensus.value, "cider_interval": consensus.interval, "tokenizer": tokens.tokenizer,
             "exact_match_by_group": by_group(exact, protocol),
-        }
+        }  # fmt: skip
     return figures
 
 
@@ -145,6 +167,7 @@ def evaluate(
     progress: Progress | None = None,
 ) -> tuple[dict[str, Any], dict[str, list[list[Output]]]]:
     """All figures, and the drawings that they rest on (by condition and seed)."""
+    require_pycocoevalcap()
     asked = {
         "k2": (ours, protocol.drawing_requests("retrieved", 2)),
         "k1": (ours, protocol.drawing_requests("retrieved", 1)),
@@ -224,8 +247,4 @@ def summary(values: np.ndarray, protocol: Protocol) -> dict[str, Any]:
 def by_group(values: np.ndarray, protocol: Protocol) -> dict[str, float]:
     """Means over the entities of each group."""
     groups, entities = np.array(protocol.groups), np.array(protocol.entities)
-    return {
-        str(g): mean_by_group(values[groups == g], entities[groups == g].tolist()) for g in np.unique(groups)
-    }
-
-
+    return {str(g): mean_by_group(values[groups == g], entities[groups == g].tolist()) for g in np.unique(groups)}

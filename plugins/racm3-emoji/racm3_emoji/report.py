@@ -138,9 +138,36 @@ def _markdown(figures: dict[str, Any], names: list[str]) -> str:
         rank = f"{row['mrr']:.3f}" if "mrr" in row else ""
         shares = " | ".join(f"{row['by_group'][g]:.2f}" for g in groups)
         lines.append(f"| {_NAMES[key]} | {row['recall_at_1']:.3f} | {_interval(row)} | {rank} | {shares} |")
-    lines += ["", "## Captions: the name, greedily", "", "| condition | exact match | token F1 |", "|---|---|---|"]
+    lines += [
+        "",
+        "## Generator: how far are the drawings, together, from the true ones?",
+        "",
+        "In the evaluation encoder's space; a seed's drawings against all true ones, averaged over the seeds. CMMD is "
+        "times 1000.",
+        "",
+        "| condition | Fréchet distance | interval | CMMD | interval |",
+        "|---|---|---|---|---|",
+    ]
+    for key, row in drawings.items():
+        if "cmmd" in row:
+            distance, cmmd = row["frechet_distance_interval"], row["cmmd_interval"]
+            lines.append(
+                f"| {_NAMES[key]} | {row['frechet_distance']:.3f} | {_range(distance)} | {row['cmmd']:.3f} | {_range(cmmd)} |"
+            )
+    lines += [
+        "",
+        "## Captions: the name, greedily",
+        "",
+        "| condition | exact match | token F1 | CIDEr | interval |",
+        "|---|---|---|---|---|",
+    ]
     for key, row in captions.items():
-        lines.append(f"| {_NAMES[key]} | {row['exact_match']:.3f} | {row['token_f1']:.3f} |")
+        lines.append(
+            f"| {_NAMES[key]} | {row['exact_match']:.3f} | {row['token_f1']:.3f} | {row['cider']:.1f} | "
+            f"{_range(row['cider_interval'], 1)} |"
+        )
+    if any(row["tokenizer"] == "plain" for row in captions.values()):
+        lines += ["", "CIDEr without Java, by a plain tokenizer: not comparable with published rows."]
     columns = [_NAMES.get(name, name) for name in _COLUMNS if name in ("k2", "k0", "vanilla", "random")]
     lines += [
         "",
@@ -158,7 +185,11 @@ def _markdown(figures: dict[str, Any], names: list[str]) -> str:
 
 
 def _interval(row: dict[str, Any], digits: int = 3) -> str:
-    low, high = row["interval"]
+    return _range(row["interval"], digits)
+
+
+def _range(interval: list[float], digits: int = 3) -> str:
+    low, high = interval
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
 

@@ -16,6 +16,7 @@ from ..registry import registry
 from . import output
 from .caption import caption
 from .config import app as config
+from .evaluate import evaluate
 from .generate import generate
 from .index import index
 from .plugins import app as plugins
@@ -27,6 +28,7 @@ app.command(epilog="Example: racm3 index ./photos --memory ./memory")(index)
 app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(search)
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
+app.command(epilog="Example: racm3 evaluate ./photos --limit 50 --out ./evaluation")(evaluate)
 app.add_typer(config, name="config")
 app.add_typer(plugins, name="plugins")
 

@@ -1,1 +1,1 @@
-"""Evaluation: figures that say whether retrieval helps."""
+"""Evaluation: figures that say whether retrieval helps, each with the interval that other draws would give."""

@@ -1,0 +1,101 @@
+"""racm3 evaluate: does retrieval help, on one's own pictures?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import ConfigError
+from . import output
+from .options import ConfigOption, DocumentsOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
+
+if TYPE_CHECKING:
+    from ..interfaces import Retriever
+
+
+def evaluate(
+    data: Annotated[Path, typer.Argument(help="Folder with captions, .jsonl file, or COCO captions .json.")],
+    images: Annotated[Path | None, typer.Option("--images", help="Folder of the COCO pictures.")] = None,
+    vanilla: Annotated[Path | None, typer.Option("--vanilla", help="CM3 checkpoint trained without documents.")] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help="open_clip folder or MODEL:WEIGHTS that judges the drawings; not the retriever's own."
+        ),
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option("--entity", help="Metadata key of what is shown: a drawing of it counts as right.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option("--label", help="Metadata key of class names, for k-shot classification.")
+    ] = None,
+    shots: Annotated[int, typer.Option("--shots", min=1, help="Examples of each class.")] = 1,
+    k: DocumentsOption = 2,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=2, help="Only so many pairs, drawn once and for all.")
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Drawings per prompt.")] = 1,
+    temperature: Annotated[float, typer.Option("--temperature", min=0)] = 0.8,
+    top_p: Annotated[float, typer.Option("--top-p", max=1)] = 0.95,
+    inception: Annotated[
+        Path | None, typer.Option("--inception", help="Weights file of FID's Inception network.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the report.")] = Path("evaluation"),
+    memory: MemoryOption = None,
+    config: ConfigOption = None,
+    preset: PresetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare answers with documents, without, with random ones, of a vanilla model, and the retrieval baseline."""
+    skipped: list[str] = []
+    with output.progress("Evaluation") as progress:
+        # Here, and not above: `racm3 --help` must not wait for numpy.
+        from ..evaluation.evaluate import evaluate as run
+        from ..evaluation.pairs import read_pairs
+        from ..evaluation.report import markdown, write_report
+        from ..options import Options
+        from ..pipeline import Pipeline
+
+        pairs = read_pairs(
+            data,
+            images=images,
+            entity=entity,
+            limit=limit,
+            on_skip=lambda where, error: skipped.append(f"{where}: {error}"),
+        )
+        with Pipeline.from_config(chosen_pipeline(config, preset, memory)) as pipeline:
+            model = None
+            if vanilla is not None:
+                from ..generators.cm3.generator import Cm3Generator
+
+                model = Cm3Generator(checkpoint=vanilla)
+            evaluation = run(
+                pipeline, pairs, vanilla=model, encoder=_judge(encoder), k=k, seeds=seeds, label=label, shots=shots,
+                options=Options(temperature=temperature, top_p=top_p), inception=inception, progress=progress,
+            )  # fmt: skip
+        evaluation.figures["data"], evaluation.figures["skipped"] = str(data), skipped
+        try:
+            files = write_report(evaluation, out)
+        except OSError as error:
+            raise ConfigError(f"Cannot write to {out}: {error.strerror or error}.", "Give another --out.") from error
+    if skipped:
+        output.note(f"{len(skipped)} passed over: " + "; ".join(skipped[:5]))
+    if as_json:
+        output.print_json({**evaluation.figures, "files": [str(file) for file in files]})
+        return
+    typer.echo(markdown(evaluation.figures))
+    typer.echo(f"{evaluation.figures['seconds']:.0f} s. " + " ".join(str(file) for file in files))
+
+
+def _judge(name: str | None) -> Retriever | None:
+    """The encoder that an option names: a folder, or an open_clip model and the tag of its weights."""
+    if name is None:
+        return None
+    from ..retrievers.clip import ClipRetriever
+
+    if Path(name).expanduser().is_dir():
+        return ClipRetriever(str(Path(name).expanduser()))
+    model, _, weights = name.partition(":")
+    return ClipRetriever(model, pretrained=weights) if weights else ClipRetriever(model)

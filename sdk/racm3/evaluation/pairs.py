@@ -1,0 +1,147 @@
+"""Paired data to evaluate on: pictures with their captions, from a folder, a JSONL file, or COCO's captions JSON."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..collection import OnSkip, read_folder
+from ..document import Document, Image
+from ..errors import ConfigError, InvalidDocument, RACM3Error
+from ..interfaces import Progress
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture, and what is true of it.
+
+    document: a caption and the picture. references: all captions, the document's among them. entity: what is shown;
+    drawings of one entity count as right for each other, and every entity weighs the same.
+    """
+
+    document: Document
+    references: tuple[str, ...]
+    entity: str
+
+    @property
+    def caption(self) -> str:
+        return self.references[0]
+
+    @property
+    def image(self) -> Image:
+        return self.document.images[0]
+
+
+def read_pairs(
+    path: str | Path,
+    *,
+    images: str | Path | None = None,
+    entity: str | None = None,
+    limit: int | None = None,
+    on_skip: OnSkip | None = None,
+    progress: Progress | None = None,
+) -> list[Pair]:
+    """The pairs of a data set, in its order.
+
+    path: a folder as `racm3 index` reads it; or COCO's captions JSON, whose pictures lie in `images`, by default beside
+    it or where COCO has them (annotations/captions_val2017.json and val2017/). entity: the key of the metadata that
+    says what is shown; by default every pair is an entity of its own. limit: so many, drawn once and for all.
+
+    on_skip: called with the path and the error of each sample that is bad or not a pair. Raises `ConfigError` where
+    there is nothing to evaluate on.
+    """
+    source, skip = Path(path).expanduser(), on_skip or _log
+    if source.suffix.lower() == ".json":
+        found: Iterable[Document] = _coco(source, images, limit, skip, progress)
+    else:
+        found = read_folder(source, on_skip=skip, progress=progress)
+    pairs = []
+    for document in found:
+        if not document.texts or len(document.images) != 1:
+            skip(document.id, InvalidDocument("It is no pair: one picture with a caption is needed."))
+            continue
+        name = document.id if entity is None else _entity(document, entity)
+        pairs.append(Pair(document.replace(parts=_first(document), id=document.id), document.texts, name))
+    if not pairs:
+        raise ConfigError(f"There are no pictures with captions in {source}.", "Give a folder, or COCO captions JSON.")
+    return [pairs[i] for i in _drawn(len(pairs), limit)]
+
+
+def _first(document: Document) -> list[str | Image]:
+    return [document.texts[0], document.images[0]]
+
+
+def _entity(document: Document, key: str) -> str:
+    if key not in document.metadata:
+        known = ", ".join(sorted(document.metadata)) or "none"
+        raise ConfigError(f"{document.id!r} has no metadata {key!r}. It has: {known}.", "Choose another --entity.")
+    return str(document.metadata[key])
+
+
+def _drawn(count: int, limit: int | None) -> list[int]:
+    """Which of `count` are kept: the same ones every time."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return sorted(np.random.default_rng(0).choice(count, limit, replace=False).tolist())
+
+
+def _coco(
+    listing: Path, images: str | Path | None, limit: int | None, skip: OnSkip, progress: Progress | None
+) -> Iterator[Document]:
+    """A document for each picture with all its captions; with a limit only those pictures are read."""
+    try:
+        content: Any = json.loads(listing.read_text(encoding="utf-8"))
+        captions: dict[Any, list[str]] = {}
+        for annotation in content["annotations"]:
+            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]).strip())
+        named = [(str(entry["file_name"]), captions.get(entry["id"], [])) for entry in content["images"]]
+    except OSError as error:
+        raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{listing} is not COCO's captions JSON ({type(error).__name__}: {error}).",
+            'Expected {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
+        ) from error
+    named = [(name, texts) for name, texts in named if texts]
+    named = [named[i] for i in _drawn(len(named), limit)]
+    root = _coco_pictures(listing, images, named)
+    for done, (name, texts) in enumerate(named, start=1):
+        try:
+            path = (root / name).resolve()
+            if not path.is_relative_to(root.resolve()):
+                raise InvalidDocument(f"{name!r} leads out of the folder of pictures.")
+            image = Image(path)
+            _ = image.picture  # decoded now: a broken one is passed over here
+            yield Document([*texts, image], id=name)
+        except (RACM3Error, OSError) as error:
+            skip(name, error)
+        if progress is not None:
+            progress(done, len(named), name)
+
+
+def _coco_pictures(listing: Path, images: str | Path | None, named: list[tuple[str, list[str]]]) -> Path:
+    split = listing.stem.rpartition("_")[2]
+    tried = (
+        [Path(images).expanduser()]
+        if images
+        else [listing.parent, listing.parent.parent / split, listing.parent / split]
+    )
+    for folder in tried:
+        if named and (folder / named[0][0]).is_file():
+            return folder
+    raise ConfigError(
+        f"The pictures of {listing} are not in {', '.join(str(folder) for folder in tried)}.",
+        "Say where they are: --images FOLDER.",
+    )
+
+
+def _log(where: str, error: Exception) -> None:
+    logger.warning("%s is passed over: %s", where, error)

@@ -1,0 +1,98 @@
+"""Reading paired data: folders, JSONL, and COCO's captions JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from racm3.errors import ConfigError
+from racm3.evaluation.pairs import read_pairs
+
+
+def save(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (8, 8), colour).save(path)
+    return path
+
+
+@pytest.fixture
+def coco(tmp_path: Path) -> Path:
+    """COCO's own layout: annotations/captions_val2017.json beside val2017."""
+    for number, colour in enumerate(("red", "green", "blue"), start=1):
+        save(tmp_path / f"val2017/{number}.png", colour)
+    (tmp_path / "val2017/4.png").write_bytes(b"no picture")
+    content = {
+        "images": [{"id": n, "file_name": f"{n}.png"} for n in (1, 2, 3, 4)],
+        "annotations": [
+            {"image_id": n, "caption": f"a thing {n}, {way} "} for way in ("said", "put") for n in (1, 2, 4)
+        ],
+    }
+    listing = tmp_path / "annotations/captions_val2017.json"
+    listing.parent.mkdir()
+    listing.write_text(json.dumps(content))
+    return listing
+
+
+def test_a_folder_and_what_is_no_pair_in_it(tmp_path: Path) -> None:
+    for name in ("kite", "whale", "bare"):
+        save(tmp_path / f"{name}.png")
+    for name in ("kite", "whale"):
+        (tmp_path / f"{name}.txt").write_text(f"a {name}")
+    skipped: list[str] = []
+    pairs = read_pairs(tmp_path, on_skip=lambda where, error: skipped.append(where))
+    assert [(pair.caption, pair.references, pair.entity) for pair in pairs] == [
+        ("a kite", ("a kite",), "kite.png"), ("a whale", ("a whale",), "whale.png")
+    ]  # fmt: skip
+    assert skipped == ["bare.png"]
+
+
+def test_a_jsonl_file_with_entities(tmp_path: Path) -> None:
+    save(tmp_path / "kite.png")
+    lines = [{"image": "kite.png", "text": text, "metadata": {"what": "kite"}} for text in ("a kite", "it flies")]
+    for name in ("wanted", "other"):  # the folder alone would not say which
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert [pair.entity for pair in read_pairs(tmp_path / "wanted.jsonl", entity="what")] == ["kite", "kite"]
+    with pytest.raises(ConfigError, match=r"no metadata 'which'\. It has: path, what"):
+        read_pairs(tmp_path / "wanted.jsonl", entity="which")
+
+
+def test_coco_gives_each_picture_all_its_captions(coco: Path) -> None:
+    skipped: list[str] = []
+    pairs = read_pairs(coco, on_skip=lambda where, error: skipped.append(where))
+    assert [pair.references for pair in pairs] == [
+        ("a thing 1, said", "a thing 1, put"), ("a thing 2, said", "a thing 2, put")
+    ]  # fmt: skip
+    assert pairs[0].document.texts == ("a thing 1, said",) and pairs[0].image.size == (8, 8)
+    assert skipped == ["4.png"]  # 3.png has no caption: it is no sample at all
+
+
+def test_a_limit_draws_the_same_pairs_every_time(coco: Path) -> None:
+    save(coco.parent.parent / "val2017/4.png")
+    first, again = (read_pairs(coco, limit=1) for _ in range(2))
+    assert len(first) == 1 and [pair.caption for pair in first] == [pair.caption for pair in again]
+
+
+def test_coco_pictures_that_are_nowhere(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--images"):
+        read_pairs(coco, images=tmp_path / "elsewhere")
+
+
+def test_a_coco_listing_does_not_lead_out_of_its_folder(coco: Path, tmp_path: Path) -> None:
+    save(tmp_path / "secret.png")
+    content = json.loads(coco.read_text())
+    content["images"][1]["file_name"] = "../secret.png"
+    coco.write_text(json.dumps(content))
+    skipped: list[str] = []
+    read_pairs(coco, on_skip=lambda where, error: skipped.append(where))
+    assert "../secret.png" in skipped
+
+
+def test_another_json_is_told_what_is_expected(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ConfigError, match="COCO's captions JSON"):
+        read_pairs(tmp_path / "x.json")
+    with pytest.raises(ConfigError, match="no pictures with captions"):
+        read_pairs(tmp_path)
