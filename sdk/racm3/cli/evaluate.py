@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import ConfigError
 from . import output
 from .options import ConfigOption, DocumentsOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
+from .writing import cannot_write, check_folder
 
 if TYPE_CHECKING:
     from ..interfaces import Retriever
@@ -49,6 +49,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Compare answers with documents, without, with random ones, of a vanilla model, and the retrieval baseline."""
+    check_folder(out)
     skipped: list[str] = []
     with output.progress("Evaluation") as progress:
         # Here, and not above: `racm3 --help` must not wait for numpy.
@@ -79,7 +80,7 @@ def evaluate(
         try:
             files = write_report(evaluation, out)
         except OSError as error:
-            raise ConfigError(f"Cannot write to {out}: {error.strerror or error}.", "Give another --out.") from error
+            raise cannot_write(out, error) from error
     if skipped:
         output.note(f"{len(skipped)} passed over: " + "; ".join(skipped[:5]))
     if as_json:
