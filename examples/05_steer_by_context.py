@@ -16,12 +16,13 @@ parser.add_argument("--out", type=Path, default=Path("steered.png"))
 arguments = parser.parse_args()
 
 with Pipeline.from_preset("emoji") as pipeline:
-    japan, sweden = (pipeline.search(f"flag: {name}", k=1, where={"group": "flags"})[0] for name in ("Japan", "Sweden"))
+    names = ("flag: Kuwait", "flag: Sweden")
+    kuwait, sweden = (pipeline.search(name, k=1, where={"name": name})[0] for name in names)
     caption = "a flag"
     drawn = [
-        pipeline.imagine(caption, context=[japan], seed=0, options={"temperature": 0.5}),
+        pipeline.imagine(caption, context=[kuwait], seed=0, options={"temperature": 0.5}),
         pipeline.imagine(caption, context=[sweden], seed=0, options={"temperature": 0.5}),
-        pipeline.imagine(caption, context=[japan], k=1, seed=0, options={"temperature": 0.5}),
+        pipeline.imagine(caption, context=[kuwait], k=1, where={"group": "flags"}, seed=0, options={"temperature": 0.5}),
     ]
 
 sheet = Image.new("RGB", (3 * 200, 400), "white")
