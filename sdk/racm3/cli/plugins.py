@@ -1,28 +1,17 @@
-"""racm3 plugins: what is installed, usable or not; and, for who writes one, `check` and `new`."""
+"""racm3 plugins: what is installed, usable or not."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import typer
-
 from ..discovery import PluginInfo
 from ..errors import PluginError
 from . import output
 from .options import JsonOption
-from .plugins_check import check
-from .plugins_new import new
-
-app = typer.Typer(invoke_without_command=True)
-app.command(epilog="Example: racm3 plugins check faiss")(check)
-app.command(epilog="Example: racm3 plugins new shelf --interface memory")(new)
 
 
-@app.callback(epilog="Example: racm3 plugins --json")
-def plugins(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List all that is installed, and why what is broken is broken; check a component, or begin a new plugin."""
-    if context.invoked_subcommand is not None:
-        return
+def plugins(as_json: JsonOption = False) -> None:
+    """List all that is installed, and why what is broken is broken."""
     infos = _plugins()
     if as_json:
         output.print_json([_as_json(info) for info in infos])
