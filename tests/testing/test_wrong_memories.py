@@ -425,14 +425,27 @@ def test_a_heavy_module_is_caught(caught, tmp_path: Path, monkeypatch):
     caught(contract, "test_importing_it_is_light", "importing heavy_memory imports faiss")
 
 
-def test_a_skip_says_why_and_an_unknown_one_is_an_error():
+def test_a_skip_needs_a_reason_in_the_open():
     class Skips(MemoryStoreContract):
         skips: ClassVar = {"test_threads_share_a_memory": "one thread is enough"}
 
     class Misspells(MemoryStoreContract):
         skips: ClassVar = {"test_threads": "one thread is enough"}
 
-    (verdict,) = run(Skips, only=["test_threads_share_a_memory"])
-    assert (verdict.outcome, verdict.why) == ("skipped", "one thread is enough")
-    (verdict,) = run(Misspells, only=["test_threads_share_a_memory"])
-    assert verdict.outcome == "failed" and "test_threads" in verdict.why
+    class Overrides(MemoryStoreContract):
+        def test_threads_share_a_memory(self): ...
+
+    class Removes(MemoryStoreContract):
+        test_threads_share_a_memory = None
+
+    def verdict(contract):
+        (verdict,) = run(
+            contract, only=["test_a_closed_memory_says_so" if contract is Removes else "test_threads_share_a_memory"]
+        )
+        return verdict.outcome, verdict.why
+
+    assert verdict(Skips) == ("skipped", "one thread is enough")
+    assert verdict(Misspells) == ("failed", "skips names ['test_threads'], and there is no such check")
+    for contract in (Overrides, Removes):
+        outcome, why = verdict(contract)
+        assert outcome == "failed" and "overrides ['test_threads_share_a_memory']" in why

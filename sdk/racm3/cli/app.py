@@ -19,7 +19,7 @@ from .config import app as config
 from .evaluate import evaluate
 from .generate import generate
 from .index import index
-from .plugins import app as plugins
+from .plugins_group import app as plugins
 from .search import search
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)

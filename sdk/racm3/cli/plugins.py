@@ -1,4 +1,4 @@
-"""racm3 plugins: what is installed, usable or not; and, for who writes one, `check` and `new`."""
+"""racm3 plugins: what is installed, usable or not."""
 
 from __future__ import annotations
 
@@ -7,29 +7,18 @@ from collections.abc import Mapping
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING, Any
 
-import typer
-
 from ..discovery import PluginInfo
 from ..errors import PluginConflict, PluginError, RACM3Error
 from ..hookspecs import Component, Preset
 from . import output
 from .options import JsonOption
-from .plugins_check import check
-from .plugins_new import new
 
 if TYPE_CHECKING:
     from ..registry import Registry
 
-app = typer.Typer(invoke_without_command=True)
-app.command(epilog="Example: racm3 plugins check faiss")(check)
-app.command(epilog="Example: racm3 plugins new shelf --interface memory")(new)
 
-
-@app.callback(epilog="Example: racm3 plugins --json")
-def plugins(context: typer.Context, as_json: JsonOption = False) -> None:
-    """List all that is installed, and why what is broken is broken; check a component, or begin a new plugin."""
-    if context.invoked_subcommand is not None:
-        return
+def plugins(as_json: JsonOption = False) -> None:
+    """List all that is installed, and why what is broken is broken."""
     found = _registry()
     infos = found.plugins()
     with redirect_stdout(sys.stderr):  # what a plugin prints when it is imported is no answer

@@ -15,7 +15,7 @@ import time
 import traceback
 import unittest
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
@@ -77,6 +77,8 @@ class Contract:
         """Called before every check, by pytest and by `run`. A subclass that has its own calls this one first."""
         unknown = sorted(set(self.skips) - set(checks(type(self))))
         expect(not unknown, f"skips names {unknown}, and there is no such check")
+        changed = sorted(_overridden(type(self)))
+        expect(not changed, f"{type(self).__name__} overrides {changed}: skip a rule with its reason, in `skips`")
         if reason := self.skips.get(method.__name__):
             raise unittest.SkipTest(reason)
         self._folder = tempfile.TemporaryDirectory(prefix="racm3-contract-", ignore_cleanup_errors=True)
@@ -88,10 +90,8 @@ class Contract:
         if not hasattr(self, "_folder"):
             return
         for close in reversed(self._closing):
-            try:
+            with suppress(Exception):  # the check has failed already, or closing has a check of its own
                 close()
-            except Exception:  # the check has failed already, or closing has a check of its own
-                traceback.clear_frames(sys.exc_info()[2])
         self._folder.cleanup()
 
     def new_place(self) -> Path:
@@ -153,6 +153,15 @@ def checks(contract: type[Contract]) -> list[str]:
     for owner in reversed(contract.__mro__):
         names |= dict.fromkeys(name for name in vars(owner) if name.startswith("test_"))
     return [name for name in names if callable(getattr(contract, name))]
+
+
+def _overridden(contract: type[Contract]) -> set[str]:
+    """The rules of the kit that a plugin's subclass has put something else, or nothing, in the place of."""
+    kit = __name__.rpartition(".")[0]
+    ours, theirs = set[str](), set[str]()
+    for owner in contract.__mro__:
+        (ours if owner.__module__.startswith(f"{kit}.") else theirs).update(vars(owner))
+    return {name for name in ours & theirs if name.startswith("test_")}
 
 
 def run(
