@@ -17,6 +17,7 @@ from . import output
 from .caption import caption
 from .generate import generate
 from .index import index
+from .memory import memory
 from .plugins import plugins
 from .search import search
 
@@ -27,6 +28,7 @@ app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
 app.command(epilog="Example: racm3 plugins --json")(plugins)
+app.add_typer(memory, name="memory")
 
 
 def _print_version(wanted: bool) -> None:
