@@ -185,6 +185,7 @@ def header(folder, **changes):
         lambda folder: header(folder, format=99),
         lambda folder: header(folder, dim=3),
         lambda folder: header(folder, last_seq=1000),
+        lambda folder: header(folder, last_seq=10),
         lambda folder: header(folder, generation=7),
         lambda folder: header(folder, file="../index-20.faiss"),
         lambda folder: header(folder, last_seq="20"),

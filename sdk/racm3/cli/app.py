@@ -19,6 +19,7 @@ from .config import app as config
 from .evaluate import evaluate
 from .generate import generate
 from .index import index
+from .memory import memory
 from .plugins_group import app as plugins
 from .search import search
 
@@ -29,6 +30,7 @@ app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
 app.command(epilog="Example: racm3 evaluate ./photos --limit 50 --out ./evaluation")(evaluate)
+app.add_typer(memory, name="memory")
 app.add_typer(config, name="config")
 app.add_typer(plugins, name="plugins")
 

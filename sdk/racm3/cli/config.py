@@ -12,7 +12,7 @@ from ..config import TABLES
 from ..registry import registry
 from ..settings import Secret
 from . import output
-from .memory import with_memory
+from .memory_option import with_memory
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, configured
 
 if TYPE_CHECKING:

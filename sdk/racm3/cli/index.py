@@ -13,7 +13,7 @@ import typer
 
 from ..errors import ConfigError
 from . import output
-from .memory import memory_path
+from .memory_option import memory_path
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
 
 

@@ -1,57 +1,72 @@
-"""What `--memory` means: a memory that is installed, by its name, or a path."""
+"""racm3 memory: look after a memory of the default kind, a folder."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from ..config import ComponentConfig, PipelineConfig
-from ..errors import PluginNotFound
-from ..interfaces import MemoryStore
-from ..registry import registry
+import typer
 
+from ..errors import ConfigError
+from . import output
+from .options import JsonOption
 
-def with_memory(pipeline: PipelineConfig, memory: str) -> PipelineConfig:
-    """The pipeline with another memory.
+if TYPE_CHECKING:
+    from ..memories.faiss import FaissMemory
 
-    memory: the name of an installed one, which is made with its own defaults; or a path, at which the pipeline's kind of
-    memory is opened: anything that is not a name, or has a separator in it (`./faiss`).
-    """
-    if is_name(memory):
-        return replace(pipeline, memory=ComponentConfig(MemoryStore, memory, {}))
-    # The component stays; its other settings belong to the memory that is not used.
-    path = Path(memory).expanduser().absolute()
-    return replace(pipeline, memory=replace(pipeline.memory, settings={"path": path}))
+memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact.")
+
+FolderArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The folder of the memory.")]
 
 
-def is_name(memory: str) -> bool:
-    """Whether `--memory` names a component. A broken plugin, or a name that two plugins claim, raises its own error."""
-    if "/" in memory or "\\" in memory or memory.startswith((".", "~")):
-        return False
-    try:
-        registry().component(MemoryStore, memory)
-    except PluginNotFound:
-        return False
-    return True
+@memory.command(epilog="Example: racm3 memory stats ./memory")
+def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
+    """Say what a memory holds, and how large it is on disk."""
+    with _opened(path) as opened:
+        found = opened.stats()
+    if as_json:
+        output.print_json(found)
+        return
+    rows = [[name, f"{found[name]:,}"] for name in ("documents", "texts", "images")]
+    encoder = found["encoder"]
+    rows.append(["encoder", f"{encoder['fingerprint']} (width {encoder['dim']})" if encoder else "none yet"])
+    rows += [[f"field {name}", f"{count:,} documents"] for name, count in found["fields"].items()]
+    rows += [[name, f"{size:,} bytes"] for name, size in found["bytes"].items()]
+    output.table(["what", "how much"], rows)
 
 
-def memory_path(pipeline: PipelineConfig) -> Path | None:
-    """Where a pipeline's memory lies, if it is a file or a folder on this machine."""
-    path = pipeline.memory.settings.get("path")
-    return path if isinstance(path, Path) else None
+@memory.command(epilog="Example: racm3 memory verify ./memory")
+def verify(path: FolderArgument, as_json: JsonOption = False) -> None:
+    """Read everything in a memory and check it. Exit status 1 when something is damaged."""
+    with _opened(path) as opened, output.progress("Verifying") as progress:
+        problems = opened.verify(progress)
+    if as_json:
+        output.print_json({"sound": not problems, "problems": problems})
+    else:
+        for problem in problems:
+            typer.echo(problem)
+        if not problems:
+            typer.echo(f"{path} is sound.")
+    if problems:
+        raise typer.Exit(1)
 
 
-def is_missing(path: Path) -> bool:
-    """Whether a memory would be made at a path, because there is nothing, or an empty folder."""
-    try:
-        return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-    except OSError:
-        return False  # what is wrong, the memory says
+@memory.command(epilog="Example: racm3 memory compact ./memory")
+def compact(path: FolderArgument, as_json: JsonOption = False) -> None:
+    """Give the room of what was removed back to the disk."""
+    with _opened(path, read_only=False) as opened, output.working("Compacting"):
+        before = sum(opened.stats()["bytes"].values())
+        opened.compact()
+        after = sum(opened.stats()["bytes"].values())
+    if as_json:
+        output.print_json({"bytes_before": before, "bytes_after": after})
+    else:
+        typer.echo(f"{path}: {before:,} bytes before, {after:,} after.")
 
 
-def only_read(memory: ComponentConfig) -> ComponentConfig:
-    """Read-only, where the component can be: opening a memory for writing changes its files, a shipped one's too."""
-    fields = registry().settings_model(registry().component(memory.interface, memory.name)).model_fields
-    if "read_only" not in fields:
-        return memory
-    return replace(memory, settings={**memory.settings, "read_only": True})
+def _opened(path: Path, *, read_only: bool = True) -> FaissMemory:
+    from ..memories.faiss import DATABASE, FaissMemory
+
+    if not (path.expanduser() / DATABASE).exists():
+        raise ConfigError(f"There is no memory at {path}.", f"Make one: racm3 index FOLDER --memory {path}")
+    return FaissMemory(path.expanduser(), read_only=read_only)

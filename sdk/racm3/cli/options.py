@@ -95,7 +95,7 @@ def chosen_pipeline(
     config: Path | None, preset: str | None, memory: str | None, *, writes: bool = False, generates: bool = True
 ) -> PipelineConfig:
     """The pipeline that the options choose. writes: the memory may be new; otherwise it has to be there."""
-    from .memory import is_missing, memory_path, only_read, with_memory
+    from .memory_option import is_missing, memory_path, only_read, with_memory
 
     chosen = configured(config, preset)
     if memory is not None:

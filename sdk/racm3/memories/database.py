@@ -176,6 +176,13 @@ class Database:
                 self.connection.close()
             self._closed = True
 
+    def vacuum(self) -> None:
+        """Give the room of what was removed back to the disk. SQLite does it in one transaction."""
+        with self._lock, _translated(self.place):
+            self._check_usable()
+            self.connection.execute("VACUUM")
+            self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def copy_to(self, path: Path) -> None:
         """A compact copy that can be opened where nothing can be written."""
         with self._lock, _translated(self.place):

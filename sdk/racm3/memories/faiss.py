@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -27,11 +27,12 @@ from ..errors import (
     MemoryStoreError,
     nearest,
 )
-from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Where
+from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .index import VectorIndex
 from .journal import Journal, vectors_of
 from .vectors import unit_vectors
+from .verify import disagreements, problems
 from .where import parse
 
 DATABASE = "memory.db"
@@ -259,6 +260,42 @@ class FaissMemory(MemoryStore):
         finally:
             self._journal.close()
             self._index = None
+
+    def stats(self) -> dict[str, Any]:
+        """What is stored: documents, texts, images, fields with their documents, width of the vectors, and bytes on disk."""
+        with self._journal.reading():
+            encoder, stats = self._journal.encoder(), self._journal.stats()
+        files = sorted(self._folder.iterdir()) if self._folder is not None else []
+        sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
+        return {
+            **stats,
+            "encoder": encoder and {"fingerprint": encoder.fingerprint, "dim": encoder.dim},
+            "bytes": sizes,
+        }
+
+    def verify(self, progress: Progress | None = None) -> list[str]:
+        """Read everything, and say what is not as it was written: every checksum, every reference between tables, what
+        filters find, and the agreement of the index. One sentence for each problem; an empty list when all is sound."""
+        found: list[str] = []
+        try:
+            with self._journal.reading():
+                found.extend(problems(self._journal, progress))
+                if self._folder is not None and snapshot.damaged(self._folder):
+                    found.append("The snapshot of the index is damaged; it is built anew when it is needed.")
+                elif not found and (index := self._caught_up()) is not None:
+                    found.extend(disagreements(self._journal, index))
+        except MemoryStoreError as error:
+            if self._journal.closed:
+                raise
+            found.append(error.message)
+        return found
+
+    def compact(self) -> None:
+        """Give the room of what was removed back to the disk. Others can read meanwhile; `MemoryLocked` if one writes."""
+        with self._journal.writing():
+            self._journal.purge()
+        self._journal.vacuum()
+        self.flush()
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
         """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.

@@ -18,7 +18,7 @@ from ..document import Document, Image, Metadata, Text
 from ..errors import FilterError, InvalidDocument, MemoryCorrupt
 from ..interfaces import Encoder
 from .database import BATCH, Database
-from .where import EMPTY, Condition, encoded, stored
+from .where import EMPTY, Condition, decoded, encoded, stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ class Row(NamedTuple):
 
     @property
     def name(self) -> str:
-        return self.id.decode("utf-8", "surrogatepass")
+        return decoded(self.id)
 
     @property
     def intact(self) -> bool:
@@ -95,7 +95,15 @@ class Journal(Database):
 
     def encoder(self) -> Encoder | None:
         found = dict(self.connection.execute("SELECT name, value FROM manifest").fetchall())
-        return Encoder(found["fingerprint"], found["dim"]) if "fingerprint" in found else None
+        if not {"fingerprint", "dim", "encoder_checksum"} & set(found):
+            return None
+        encoder = Encoder(found.get("fingerprint", ""), found.get("dim", 0))
+        if found.get("encoder_checksum") != _checksum_of(encoder):
+            raise MemoryCorrupt(
+                f"{self.place} does not know its encoder any more: what it says does not match its checksum.",
+                "Restore it from a backup.",
+            )
+        return encoder
 
     def count(self) -> int:
         return int(self.one("SELECT count(*) FROM documents"))
@@ -128,11 +136,11 @@ class Journal(Database):
     def seqs_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Sequence number of each id that is stored."""
         rows = self.select("SELECT id, seq FROM documents WHERE id IN (?)", map(encoded, ids))
-        return {id.decode("utf-8", "surrogatepass"): seq for id, seq in rows}
+        return {decoded(id): seq for id, seq in rows}
 
     def ids(self, seqs: Iterable[int]) -> dict[int, str]:
         rows = self.select("SELECT seq, id FROM documents WHERE seq IN (?)", map(int, seqs))
-        return {seq: id.decode("utf-8", "surrogatepass") for seq, id in rows}
+        return {seq: decoded(id) for seq, id in rows}
 
     def hashes(self, seqs: Iterable[int]) -> dict[int, list[str]]:
         """Content hashes of the parts of each document."""
@@ -141,6 +149,20 @@ class Journal(Database):
         for seq, hash in self.select(statement, map(int, seqs)):
             found.setdefault(seq, []).append(hash.hex())
         return found
+
+    def tagged(self, seq: int, fields: Iterable[tuple[bytes, str, Any]]) -> int:
+        """By how many of the fields a filter finds a document."""
+        statement = "SELECT count(*) FROM tags JOIN fields ON key = field WHERE (name, kind, value, seq) = (?, ?, ?, ?)"
+        return sum(self.one(statement, (*field, seq)) for field in fields)
+
+    def stats(self) -> dict[str, Any]:
+        """What is stored: documents, texts and images (each counted once), and for each metadata field its documents."""
+        images, texts = (self.one(f"SELECT count(*) FROM contents WHERE is_image = {kind}") for kind in (1, 0))
+        fields = self.connection.execute(
+            "SELECT name, count(DISTINCT seq) FROM fields JOIN tags ON key = field GROUP BY name ORDER BY name"
+        )
+        found = {decoded(name): count for name, count in fields}
+        return {"documents": self.count(), "texts": texts, "images": images, "fields": found}
 
     def rows(self, *, after: int, last: int, limit: int = BATCH) -> list[Row]:
         """The next batch of documents by sequence number, after < seq <= last."""
@@ -174,8 +196,9 @@ class Journal(Database):
             yield Image.restore(data, hash.hex()) if is_image else Text(data.decode("utf-8", "surrogatepass"))
 
     def set_encoder(self, encoder: Encoder) -> None:
+        known = [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]
         self.connection.executemany(
-            "INSERT INTO manifest VALUES (?, ?)", [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]
+            "INSERT INTO manifest VALUES (?, ?)", [*known, ("encoder_checksum", _checksum_of(encoder))]
         )
 
     def insert(self, document: Document, vector: np.ndarray) -> int:
@@ -185,7 +208,8 @@ class Journal(Database):
         run = self.connection.execute
         metadata = encoded(json.dumps(dict(document.metadata), ensure_ascii=False, separators=(",", ":")))
         content_hash = bytes.fromhex(document.content_hash)
-        columns = (encoded(document.id), content_hash, metadata, vector.astype(vector.dtype.newbyteorder("<")).tobytes())
+        floats = vector.astype(vector.dtype.newbyteorder("<")).tobytes()
+        columns = (encoded(document.id), content_hash, metadata, floats)
         seq = run(
             "INSERT INTO documents (id, content_hash, metadata, vector, checksum) VALUES (?, ?, ?, ?, ?)",
             (*columns, checksum(*columns)),
@@ -194,10 +218,15 @@ class Journal(Database):
         many = self.connection.executemany
         shown = [part for part in document.parts if isinstance(part, (Text, Image))]
         many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, self._content(part)) for n, part in enumerate(shown)])
-        fields = _fields(document.metadata)
+        fields = fields_of(document.metadata)
         many("INSERT OR IGNORE INTO fields (name, kind, value) VALUES (?, ?, ?)", fields)
         many(f"INSERT INTO tags SELECT key, {seq} FROM fields WHERE (name, kind, value) = (?, ?, ?)", fields)
         return seq
+
+    def purge(self) -> None:
+        """Remove the tags that damaged documents left behind."""
+        self.connection.execute("DELETE FROM tags WHERE seq NOT IN (SELECT seq FROM documents)")
+        self.connection.execute("DELETE FROM fields WHERE key NOT IN (SELECT field FROM tags)")
 
     def _content(self, part: Text | Image) -> int:
         """The key of what a part shows, which is stored when it is new, and stored again when it is damaged."""
@@ -233,7 +262,7 @@ class Journal(Database):
     def _untagged(self, row: Row) -> set[int]:
         """Take away the tags of a document, and return the fields that they named. A damaged document does not say any
         more which they are; they stay behind, and match nothing, since no sequence number is given twice."""
-        fields = _fields(json.loads(row.metadata)) if row.intact else ()
+        fields = fields_of(json.loads(row.metadata)) if row.intact else ()
         statement = "SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)"
         keys = {key for field in fields for (key,) in self.connection.execute(statement, field)}
         self.connection.executemany("DELETE FROM tags WHERE field = ? AND seq = ?", [(key, row.seq) for key in keys])
@@ -247,13 +276,17 @@ class Journal(Database):
         return [row for row, hash in rows if hash in hashes]
 
 
-def _fields(metadata: Metadata) -> set[tuple[bytes, str, Any]]:
+def fields_of(metadata: Metadata) -> set[tuple[bytes, str, Any]]:
     """Metadata as (name, kind, value), one for each element of a list."""
     found = set()
     for name, value in metadata.items():
         values = {stored(item) for item in value} or {EMPTY} if isinstance(value, list) else {stored(value)}
         found |= {(encoded(name), kind, plain) for kind, plain in values}
     return found
+
+
+def _checksum_of(encoder: Encoder) -> bytes:
+    return checksum(str(encoder.fingerprint).encode(), str(encoder.dim).encode())
 
 
 def _numbers(rows: Iterable[tuple[int]]) -> np.ndarray:

@@ -54,6 +54,17 @@ def load(folder: Path, dim: int) -> VectorIndex | None:
     return index
 
 
+def damaged(folder: Path) -> bool:
+    """Whether a folder has a snapshot that is not what was written."""
+    if not (folder / HEADER).exists():
+        return False
+    header = _header(folder)
+    try:
+        return header is None or _sha256(folder / header["file"]) != header.get("sha256")
+    except OSError:
+        return True
+
+
 def save(index: VectorIndex, folder: Path) -> None:
     """Write an index that has no tombstones. Raises `OSError` when that fails; the snapshot before then still stands."""
     import faiss
@@ -74,6 +85,7 @@ def save(index: VectorIndex, folder: Path) -> None:
             "dim": index.dim,
             "sha256": _sha256(part),
         }
+        header["checksum"] = _checksum(header)
         _publish(part, target)
         part.write_text(json.dumps(header, indent=1), encoding="utf-8")
         _publish(part, folder / HEADER)
@@ -95,9 +107,16 @@ def _header(folder: Path) -> dict | None:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         numbers = [header[name] for name in ("format", "last_seq", "generation", "dim")]
         ours = header["format"] == FORMAT and all(type(number) is int for number in numbers)
+        ours = ours and header["checksum"] == _checksum(header)
         return header if ours and Path(header["file"]).name == header["file"] else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _checksum(header: dict) -> str:
+    """A number that has changed, such as `last_seq`, would bring documents into the index twice."""
+    values = {name: value for name, value in header.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:

@@ -52,6 +52,14 @@ def encoded(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
 
+def decoded(data: bytes) -> str:
+    """What `encoded` was given. What damage has made unreadable is shown as it is, for the message that names it."""
+    try:
+        return data.decode("utf-8", "surrogatepass")
+    except (AttributeError, UnicodeDecodeError):
+        return repr(data)
+
+
 def stored(value: object) -> Stored:
     """A scalar of metadata as (kind, value). Kinds keep SQLite from comparing what differs in type."""
     if value is None:

@@ -1,0 +1,81 @@
+"""racm3 memory: what each command says of a sound memory, a damaged one and none."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+
+import numpy as np
+import pytest
+
+from racm3.cli import main
+from racm3.document import Document, Image
+from racm3.interfaces import Encoder
+from racm3.memories.faiss import FaissMemory
+
+
+@pytest.fixture
+def run(capsys):
+    """Runs `racm3 memory ...` in this process; gives exit code, stdout and stderr."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as raised:
+            main(["memory", *map(str, arguments)])
+        shown = capsys.readouterr()
+        return int(raised.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A closed memory of two documents, from which a large one was removed."""
+    with FaissMemory(tmp_path / "memory") as memory:
+        memory.bind(Encoder("encoder", 2))
+        large = Image(np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8))
+        documents = [Document(text, id=text, metadata={"colour": text}) for text in ("red", "blue")]
+        memory.add([*documents, Document(large, id="large")], np.tile(np.float32([1, 0]), (3, 1)))
+        memory.delete(["large"])
+    return tmp_path / "memory"
+
+
+def test_stats(folder, run):
+    code, out, _ = run("stats", folder, "--json")
+    stats = json.loads(out)
+    assert code == 0 and (stats["documents"], stats["texts"], stats["images"]) == (2, 2, 0)
+    assert stats["encoder"] == {"fingerprint": "encoder", "dim": 2} and stats["fields"] == {"colour": 2}
+    code, out, _ = run("stats", folder)
+    assert code == 0 and "field colour" in out and "encoder (width 2)" in out and "memory.db" in out
+
+
+def test_verify_names_what_is_damaged_and_fails(folder, run):
+    code, out, _ = run("verify", folder)
+    assert (code, out) == (0, f"{folder} is sound.\n")
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        connection.execute("UPDATE contents SET data = x'00' WHERE key = 2")
+    connection.close()
+    code, out, _ = run("verify", folder)
+    assert code == 1 and out == "Document 'blue' does not match its checksum.\n"
+    code, out, _ = run("verify", folder, "--json")
+    assert code == 1 and json.loads(out)["sound"] is False
+
+
+def test_compact_gives_back_room(folder, run):
+    code, out, _ = run("compact", folder, "--json")
+    sizes = json.loads(out)
+    assert code == 0
+    assert sizes["bytes_after"] < sizes["bytes_before"] - 100_000  # noise does not compress: it took 120,000 bytes
+    with FaissMemory(folder) as memory:
+        assert [document.id for document, _ in memory.items()] == ["red", "blue"]
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "compact"])
+def test_no_memory_is_made_where_none_is(tmp_path, run, command):
+    code, _, err = run(command, tmp_path / "nowhere")
+    assert code == 1 and "There is no memory at" in err and "racm3 index" in err
+    assert not (tmp_path / "nowhere").exists()
+    (tmp_path / "empty").mkdir()
+    code, _, err = run(command, tmp_path / "empty")
+    assert code == 1 and "There is no memory at" in err
+    assert list((tmp_path / "empty").iterdir()) == []
