@@ -295,7 +295,8 @@ class FaissMemory(MemoryStore):
         with self._journal.writing():
             self._journal.purge()
         self._journal.vacuum()
-        self.flush()
+        if self._folder is not None and snapshot.saved_state(self._folder) is not None:
+            self.flush()
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
         """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.
