@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .world import World
 
 BUNDLE = Path(__file__).parent / "bundle"
+COLOURS = 48  # of a remembered drawing: a quarter fewer bytes, at 57 dB on average
 
 
 def pipeline_tables() -> dict[str, dict[str, Any]]:
@@ -108,10 +109,14 @@ def _by_entity(world: World, rows: np.ndarray) -> dict[str, list[int]]:
 
 
 def _webp(world: World, row: int) -> bytes:
-    """A drawing as lossless WebP: the same pixels as its PNG in half of the bytes. The most thorough method would save
-    another 0.6 % in fifty times the time."""
+    """A drawing as WebP, without loss but for its colours, of which the commonest are kept. The most thorough method
+    would save another 0.6 % in fifty times the time."""
+    import PIL.Image
+
+    drawing = world.image(row).convert("RGB")
+    few = drawing.quantize(COLOURS, PIL.Image.Quantize.MEDIANCUT, dither=PIL.Image.Dither.NONE)
     buffer = io.BytesIO()
-    world.image(row).save(buffer, "WEBP", lossless=True)
+    few.convert("RGB").save(buffer, "WEBP", lossless=True)
     return buffer.getvalue()
 
 
