@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from racm3.evaluation.bootstrap import bootstrap_interval, mean_by_group, mean_figure, set_figure
+from racm3.evaluation.cmmd import Cmmd
 
 
 def test_every_group_counts_the_same() -> None:
@@ -38,3 +39,9 @@ def test_an_interval_holds_its_value_even_where_repeats_shift_the_draws() -> Non
     # Of ten things drawn with replacement only about six and a half differ: every draw lies below the value.
     figure = set_figure(lambda weights: float((weights > 0).sum()), [str(i) for i in range(10)])
     assert figure.low < figure.value == 10.0 < figure.high
+
+
+def test_two_things_have_an_interval_although_a_draw_may_hold_one_of_them_twice() -> None:
+    made, real = np.eye(4)[:2], np.eye(4)[2:]
+    figure = set_figure(Cmmd(made, real), ["a", "b"])
+    assert np.isfinite([figure.low, figure.value, figure.high]).all()

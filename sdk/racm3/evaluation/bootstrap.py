@@ -53,14 +53,18 @@ def set_figure(
 
     statistic: the figure when item i counts weights[i] times. Items drawn twice make a set look less varied than it
     is, which shifts distances; so the interval is the spread of the draws about their own mean, put around the value.
+    Draws of one and the same group are passed over: among its repeats there is no distance.
     """
     _, index = np.unique(np.asarray(groups), return_inverse=True)
     value = statistic(np.ones(len(index)))
     rng, count = np.random.default_rng(seed), int(index.max()) + 1
-    drawn = [
-        statistic(np.bincount(rng.integers(count, size=count), minlength=count)[index].astype(np.float64))
-        for _ in range(draws)
-    ]
+    if count == 1:
+        return Figure(float(value), float(value), float(value))
+    drawn: list[float] = []
+    while len(drawn) < draws:
+        times = np.bincount(rng.integers(count, size=count), minlength=count)
+        if (times > 0).sum() > 1:
+            drawn.append(statistic(times[index].astype(np.float64)))
     low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2]) - np.mean(drawn)
     return Figure(float(value), float(value + min(low, 0.0)), float(value + max(high, 0.0)))
 
