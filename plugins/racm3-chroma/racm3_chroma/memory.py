@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -29,12 +29,11 @@ from racm3.errors import (
     ConfigError,
     DuplicateDocument,
     EncoderMismatch,
-    InvalidDocument,
     MemoryCorrupt,
     MemoryStoreError,
-    nearest,
 )
 from racm3.interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Where
+from racm3.memories.arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from racm3.memories.journal import Journal
 from racm3.memories.vectors import unit_vectors
 from racm3.memories.where import parse
@@ -56,9 +55,10 @@ FINGERPRINT, DIM, CHANGE = f"{PREFIX}fingerprint", f"{PREFIX}dim", f"{PREFIX}cha
 class ChromaMemory(MemoryStore):
     """Documents in a Chroma collection. Safe to share between threads.
 
-    path: a folder for embedded Chroma, made when it is missing; "./chroma", as in Chroma itself, when there is no host. host, port, ssl, headers: a Chroma server instead.
-    collection: the collection's name; pictures are in another one, named after it. exact_up_to: how many documents are
-    searched exactly, over a copy of their vectors in this process; in a larger memory the hits are approximate.
+    path: a folder for embedded Chroma, made when it is missing; "./chroma", as in Chroma itself, when there is no host.
+    host, port, ssl, headers: a Chroma server instead. collection: the collection's name; pictures are in another one,
+    named after it. exact_up_to: how many documents are searched exactly, over a copy of their vectors in this process;
+    in a larger memory the hits are approximate.
 
     No embedding function is ever made or called: vectors come from the retriever.
     """
@@ -126,20 +126,16 @@ class ChromaMemory(MemoryStore):
         half-way can leave a part of the call behind, and of a call that replaces, lose the documents to be replaced.
         Raises the errors of `FaissMemory.add`.
         """
-        if on_duplicate not in get_args(OnDuplicate):
-            raise MemoryStoreError(
-                f"No duplicate policy {on_duplicate!r}.",
-                f"{nearest(str(on_duplicate), get_args(OnDuplicate))} Use 'error', 'skip' or 'replace'.".strip(),
-            )
+        check_policy(on_duplicate)
         encoder = self.encoder
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim)
-        given = _documents(documents, len(rows))
+        given = list(with_vectors(documents, rows))
         with self._using():
-            stored = self._records.present([key_of(document.id) for document in given])
+            stored = self._records.present([key_of(document.id) for document, _ in given])
             chosen: dict[str, tuple[Document, np.ndarray]] = {}
-            for document, row in zip(given, rows, strict=True):
+            for document, row in given:
                 key = key_of(document.id)
                 if on_duplicate == "error" and (key in stored or key in chosen):
                     raise DuplicateDocument(
@@ -152,7 +148,7 @@ class ChromaMemory(MemoryStore):
                     chosen[key] = document, row
             if chosen:
                 self._store(list(chosen.values()), stored.intersection(chosen))
-        return [document.id for document in given]
+        return [document.id for document, _ in given]
 
     def search(
         self,
@@ -165,12 +161,11 @@ class ChromaMemory(MemoryStore):
         """As `MemoryStore.search`; exact up to `exact_up_to` documents. Equal scores come in order of id."""
         if where is not None:
             parse(where)  # says what is not well formed
-        if not isinstance(k, (int, np.integer)) or k < 0:
-            raise MemoryStoreError(f"k is the number of hits, 0 or more, not {k!r}.")
+        check_count("k", k, "hits")
         with self._using():
             encoder = self.encoder
             queries = unit_vectors(vectors, encoder.dim if encoder else None)
-            excluded = _exclusions(exclude, len(queries))
+            excluded = exclusions(exclude, len(queries))
             if encoder is None or k == 0 or not len(queries):
                 return [[] for _ in queries]
             count = self._records.count()
@@ -184,7 +179,7 @@ class ChromaMemory(MemoryStore):
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it is not what was stored."""
-        keys = [key_of(id) for id in _id_list(ids)]
+        keys = [key_of(id) for id in id_list(ids)]
         with self._using():
             found = self._documents(self._records.get(keys).values())
         return [found.get(key) for key in keys]
@@ -210,8 +205,7 @@ class ChromaMemory(MemoryStore):
     def random(self, n: int, *, rng: np.random.Generator, where: Where | None = None) -> list[Hit]:
         if where is not None:
             parse(where)
-        if not isinstance(n, (int, np.integer)) or n < 0:
-            raise MemoryStoreError(f"n is the number of documents, 0 or more, not {n!r}.")
+        check_count("n", n, "documents")
         with self._using():
             keys = sorted(self._records.keys() if where is None else self._keys_matching(where))
             drawn = [keys[row] for row in rng.choice(len(keys), size=min(n, len(keys)), replace=False)] if keys else []
@@ -219,7 +213,7 @@ class ChromaMemory(MemoryStore):
             return [self._hit(_found(records[key])) for key in drawn]
 
     def delete(self, ids: Sequence[str]) -> int:
-        keys = [key_of(id) for id in _id_list(ids)]
+        keys = [key_of(id) for id in id_list(ids)]
         with self._using():
             records = self._records.get(keys)
             if records:
@@ -421,35 +415,3 @@ def _found(record: Record, query: np.ndarray | None = None) -> Found:
 def _vector(record: Record) -> np.ndarray:
     assert record.vector is not None
     return record.vector
-
-
-def _documents(documents: Iterable[Document], count: int) -> list[Document]:
-    """The documents of a call, checked: as many as there are vectors."""
-    given: list[Document] = []
-    for document in documents:
-        if not isinstance(document, Document):
-            raise InvalidDocument(f"A memory stores Documents, not {type(document).__name__}.")
-        if len(given) == count:
-            raise MemoryStoreError(f"There are more documents than vectors ({count}).", "Give one for each.")
-        if document.blanks:
-            raise InvalidDocument(f"Document {document.id!r} has blanks: it is a prompt.", "Fill it before storing it.")
-        given.append(document)
-    if len(given) < count:
-        raise MemoryStoreError(f"There are {count} vectors for {len(given)} documents.", "Give one for each.")
-    return given
-
-
-def _exclusions(exclude: Sequence[Collection[str]] | None, queries: int) -> list[set[str]]:
-    if exclude is None:
-        return [set() for _ in range(queries)]
-    if isinstance(exclude, str) or any(isinstance(names, str) for names in exclude):
-        raise MemoryStoreError("exclude takes a collection of names for each query, not a str.", "Give [{'id'}].")
-    if len(exclude) != queries:
-        raise MemoryStoreError(f"There are {len(exclude)} exclusions for {queries} queries.", "Give one for each.")
-    return [set(names) for names in exclude]
-
-
-def _id_list(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str):
-        raise MemoryStoreError(f"Ids come as a list, not as the str {ids!r}.", f"Give [{ids!r}].")
-    return list(ids)

@@ -14,7 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,13 +22,12 @@ from ..document import Document
 from ..errors import (
     DuplicateDocument,
     EncoderMismatch,
-    InvalidDocument,
     MemoryCorrupt,
     MemoryStoreError,
-    nearest,
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
+from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .index import VectorIndex
 from .journal import Journal, vectors_of
 from .vectors import unit_vectors
@@ -107,24 +106,14 @@ class FaissMemory(MemoryStore):
         there are more or fewer of them than documents; `DimensionMismatch`, `DuplicateDocument`, `InvalidDocument` for a
         prompt with blanks; `MemoryLocked`. An error stores nothing.
         """
-        if on_duplicate not in get_args(OnDuplicate):
-            raise MemoryStoreError(
-                f"No duplicate policy {on_duplicate!r}.",
-                f"{nearest(str(on_duplicate), get_args(OnDuplicate))} Use 'error', 'skip' or 'replace'.".strip(),
-            )
+        check_policy(on_duplicate)
         encoder = self.encoder
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
         journal, ids = self._journal, list[str]()
         with journal.writing():
-            for document in documents:
-                if not isinstance(document, Document):
-                    raise InvalidDocument(f"A memory stores Documents, not {type(document).__name__}.")
-                if len(ids) == len(rows):
-                    raise MemoryStoreError(
-                        f"There are more documents than vectors ({len(rows)}).", "Give one for each."
-                    )
+            for document, row in with_vectors(documents, rows):
                 stored = journal.seqs_of([document.id])
                 if stored and on_duplicate == "error":
                     raise DuplicateDocument(
@@ -133,10 +122,8 @@ class FaissMemory(MemoryStore):
                     )
                 if not stored or on_duplicate == "replace":
                     journal.remove(list(stored.values()))
-                    journal.insert(document, rows[len(ids)])
+                    journal.insert(document, row)
                 ids.append(document.id)
-            if len(ids) < len(rows):
-                raise MemoryStoreError(f"There are {len(rows)} vectors for {len(ids)} documents.", "Give one for each.")
         self._stale = True
         return ids
 
@@ -150,12 +137,11 @@ class FaissMemory(MemoryStore):
     ) -> list[list[Hit]]:
         """As `MemoryStore.search`, exact; equal scores come in order of id. `where`: see `racm3.memories.where`."""
         condition = None if where is None else parse(where)
-        if not isinstance(k, (int, np.integer)) or k < 0:
-            raise MemoryStoreError(f"k is the number of hits, 0 or more, not {k!r}.")
+        check_count("k", k, "hits")
         with self._journal.reading():
             encoder = self._journal.encoder()
             queries = unit_vectors(vectors, encoder.dim if encoder else None)
-            names = _exclusions(exclude, len(queries))
+            names = exclusions(exclude, len(queries))
             index = self._caught_up()
             if index is None or k == 0:
                 return [[] for _ in queries]
@@ -181,7 +167,7 @@ class FaissMemory(MemoryStore):
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it fails its checksum."""
-        ids = _id_list(ids)
+        ids = id_list(ids)
         with self._journal.reading():
             seqs = self._journal.seqs_of(ids)
             found = {row.name: self._journal.document(row) for row in self._journal.rows_of(seqs.values())}
@@ -208,8 +194,7 @@ class FaissMemory(MemoryStore):
 
     def random(self, n: int, *, rng: np.random.Generator, where: Where | None = None) -> list[Hit]:
         condition = None if where is None else parse(where)
-        if not isinstance(n, (int, np.integer)) or n < 0:
-            raise MemoryStoreError(f"n is the number of documents, 0 or more, not {n!r}.")
+        check_count("n", n, "documents")
         with self._journal.reading():
             index = self._caught_up()
             if index is None:
@@ -223,7 +208,7 @@ class FaissMemory(MemoryStore):
             ]
 
     def delete(self, ids: Sequence[str]) -> int:
-        ids = _id_list(ids)
+        ids = id_list(ids)
         with self._journal.writing():
             seqs = list(self._journal.seqs_of(ids).values())
             self._journal.remove(seqs)
@@ -377,19 +362,3 @@ def _save(index: VectorIndex, folder: Path) -> None:
         raise MemoryStoreError(
             f"The index cannot be saved in {folder}: {error}.", "No document is lost: it is rebuilt when opened."
         ) from error
-
-
-def _exclusions(exclude: Sequence[Collection[str]] | None, queries: int) -> list[set[str]]:
-    if exclude is None:
-        return [set() for _ in range(queries)]
-    if isinstance(exclude, str) or any(isinstance(names, str) for names in exclude):
-        raise MemoryStoreError("exclude takes a collection of names for each query, not a str.", "Give [{'id'}].")
-    if len(exclude) != queries:
-        raise MemoryStoreError(f"There are {len(exclude)} exclusions for {queries} queries.", "Give one for each.")
-    return [set(names) for names in exclude]
-
-
-def _id_list(ids: Sequence[str]) -> list[str]:
-    if isinstance(ids, str):
-        raise MemoryStoreError(f"Ids come as a list, not as the str {ids!r}.", f"Give [{ids!r}].")
-    return list(ids)
