@@ -19,6 +19,7 @@ from .generate import generate
 from .index import index
 from .plugins import plugins
 from .search import search
+from .train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -27,6 +28,7 @@ app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
 app.command(epilog="Example: racm3 plugins --json")(plugins)
+app.add_typer(train, name="train")
 
 
 def _print_version(wanted: bool) -> None:
