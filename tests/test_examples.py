@@ -75,3 +75,25 @@ def test_a_picture_to_judge(script: str, says: str, size: tuple[int, int], tmp_p
 def test_labels_with_their_probabilities(tmp_path: Path) -> None:
     said = run("06_classify.py", cwd=tmp_path).splitlines()
     assert [line.split(":")[0] for line in said[1:]] == ["no example", "one example of each", "two retrieved documents"]
+def test_all_three_models_are_trained_on_a_folder_of_pictures(tmp_path: Path) -> None:
+    """And the run goes on from its folder alone: the recipe stands there."""
+    from PIL import Image, ImageDraw
+
+    from racm3.cli import main
+
+    for number in range(16):
+        picture = Image.new("RGB", (40, 32), "white")
+        ImageDraw.Draw(picture).rectangle((number, 4, 30, 20), (16 * number, 90, 0))
+        picture.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"bar number {number}")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    said = run("09_train_on_your_pictures.py", str(tmp_path), str(tmp_path / "run"), cwd=tmp_path)
+    assert said.count("16 documents") == 3
+    assert "held_out_k2" in said and "nan" not in said
+    model = tmp_path / "run" / "generator" / "model"
+    assert (model / "racm3.json").is_file() and (model / "model.safetensors").is_file()
+    assert "broken.png" in (tmp_path / "run" / "data" / "skipped.jsonl").read_text()
+    (model / "model.safetensors").unlink()
+    with pytest.raises(SystemExit) as finished:
+        main(["train", "resume", str(tmp_path / "run" / "generator")])
+    assert not finished.value.code and (model / "model.safetensors").is_file()

@@ -96,7 +96,7 @@ def _pictures(root: Path) -> list[_Sample]:
 
 
 def _captioned(root: Path, name: str) -> Document:
-    image, path = _image(root, name)
+    image, path = image_in_folder(root, name)
     caption = (root / name).with_suffix(".txt")
     text = ""
     if caption.is_file():
@@ -113,13 +113,14 @@ def _lines(root: Path, listing: Path) -> list[_Sample]:
     except OSError as error:
         raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.") from error
     return [
-        (f"{listing.name}:{number}", lambda line=line: _from_line(root, line))  # type: ignore[misc]
+        (f"{listing.name}:{number}", lambda line=line: document_from_line(root, line))  # type: ignore[misc]
         for number, line in enumerate(lines, start=1)
         if line.strip()
     ]
 
 
-def _from_line(root: Path, line: str) -> Document:
+def document_from_line(root: Path, line: str) -> Document:
+    """The document of one line of a JSONL file whose pictures lie in `root`; `RACM3Error` says what is wrong with it."""
     try:
         line.encode("utf-8")
         entry: Any = json.loads(line)
@@ -139,13 +140,13 @@ def _from_line(root: Path, line: str) -> Document:
         raise InvalidDocument("The line has neither an image nor a text.")
     if name is None:
         return Document([text], id=entry.get("id"), metadata=metadata)
-    image, path = _image(root, name)
+    image, path = image_in_folder(root, name)
     identity = entry.get("id")
     parts: list[Part | str] = [text, image] if text else [image]
     return Document(parts, id=path if identity is None else identity, metadata={**metadata, "path": path})
 
 
-def _image(root: Path, name: str) -> tuple[Image, str]:
+def image_in_folder(root: Path, name: str) -> tuple[Image, str]:
     """A picture of the folder, decoded now, so that a truncated one is found out here; and its path in the folder."""
     path, relative = _inside(root, name)
     image = Image(path)

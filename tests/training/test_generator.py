@@ -18,14 +18,13 @@ from racm3.generators.cm3.image_tokenizer import ImageTokenizer
 from racm3.generators.cm3.masking import MaskingSettings
 from racm3.generators.cm3.model import Checkpoint, Size
 from racm3.training.data import TrainingSet, variant
+from racm3.training.documents import PreparedDocuments, prepare_documents
 from racm3.training.generator import (
     GeneratorModelSettings,
     GeneratorStage,
     ObjectiveSettings,
-    PreparedDocuments,
     collate,
     image_token_losses,
-    prepare_documents,
     train_generator,
 )
 from racm3.training.neighbours import Neighbours
@@ -401,3 +400,48 @@ def test_the_result_is_a_checkpoint_in_the_weight_format(text_tokenizer, image_t
     assert opened.model.config.max_position_embeddings == 128
     assert torch.equal(opened.image_tokenizer.codebook, image_tokenizer.codebook)
     assert opened.text_tokenizer.to_str() == text_tokenizer.to_str()
+
+
+# --- packed batches ---------------------------------------------------------------------------------------------
+
+
+def test_packed_k_is_drawn_for_each_sample_and_every_sample_is_there(stage):
+    made = stage(k=(0, 1, 2), pack_to=200, pad_to=8, batch_size=12)
+    counts = []
+    for step in range(4):
+        batch = made.batch(step, 0)
+        assert (batch["ids"].shape[1] <= 200) and (batch["ids"] == made.batch(step, 0)["ids"]).all()
+        starts = batch["ids"] == made.format.vocabulary.control("<s>")
+        for row in range(len(starts)):
+            numbers = batch["samples"][row]
+            for number in range(int(numbers.max()) + 1):
+                mine = numbers == number
+                counts.append(int((starts[row] & mine).sum()) - 1)
+                assert batch["positions"][row][mine][0] == 0
+                assert batch["main"][row][mine].any()
+    assert len(counts) == 4 * 12
+    # Row 0 has found one document only, so some of the twos are ones.
+    assert counts.count(0) == 16 and counts.count(2) > 4
+
+
+def test_packed_samples_have_the_loss_that_they_have_apart(sharp):
+    from racm3.training.packing import collate_packed
+
+    stage, model = sharp
+    samples = [with_context(stage, 0, 1), with_context(stage, 7, 2)]
+    pad = stage.format.vocabulary.control("<pad>")
+    packed, apart = collate_packed(samples, pad, 200, 8), collate(samples, pad, 8)
+    assert len(packed["ids"]) == 1 and len(apart["ids"]) == 2
+    losses = [stage.loss(model, batch) for batch in (packed, apart)]
+    assert losses[0][0].item() == pytest.approx(losses[1][0].item(), rel=1e-4)
+    assert {"main", "retrieved", "padding"} <= losses[0][1].keys()
+    assert stage.work(packed) == stage.work(apart)
+    assert stage.work(apart)[0] == sum(len(sample.ids) for sample in samples)
+
+
+def test_a_learning_rate_that_is_left_out_is_that_of_the_size():
+    from racm3.training.generator import generator_settings
+
+    assert generator_settings({"model": {"size": "760m"}, "trainer": {"steps": 1}})[1].learning_rate == 5e-4
+    given = {"model": {"size": "760m"}, "trainer": {"steps": 1, "learning_rate": 0.1}}
+    assert generator_settings(given)[1].learning_rate == 0.1

@@ -163,7 +163,7 @@ def after_step(made, latents, ids, step=100):
     torch.manual_seed(0)
     model = made.build()
     before = model.vq.quantize.embedding.weight.clone()
-    made._seen = (latents, ids)
+    made._seen = [(latents, ids)]
     with torch.no_grad():
         made.after_step(model, step)
     return before, model.vq.quantize.embedding.weight, model
@@ -175,7 +175,7 @@ def test_codes_move_towards_the_mean_of_what_falls_to_them():
     model = made.build()
     model.sums.copy_(model.vq.quantize.embedding.weight)
     latents = torch.tensor([[1.0] * 4, [3.0] * 4])
-    made._seen = (latents, torch.tensor([5, 5]))
+    made._seen = [(latents, torch.tensor([5, 5]))]
     before = model.vq.quantize.embedding.weight.clone()
     with torch.no_grad():
         made.after_step(model, 100)

@@ -145,10 +145,81 @@ def test_a_seed_repeats_the_neighbours(neighbours):
     assert (prepare(seed=1).rows != neighbours.rows).any()
 
 
+def test_a_crowd_of_duplicates_does_not_use_up_the_candidates():
+    """Sixty times the same document, each a group of its own, and a few others farther off: those are found."""
+    same = Document(["kite kite", Image(np.full((8, 8, 3), 200, np.uint8))])
+    documents = [same.replace(id=f"same-{number}") for number in range(60)]
+    documents += [Document([f"kite {number}", Image(np.full((8, 8, 3), 90 + number, np.uint8))]) for number in range(3)]
+    rows = np.arange(len(documents))
+    found = prepare_neighbours(
+        documents, [str(row) for row in rows], rows, rows[:0], HashingRetriever(), TopKSampler(),
+        NeighbourSettings(keep=3, candidates=4, draws=1),
+    )  # fmt: skip
+    assert set(found.rows[0].ravel().tolist()) == {60, 61, 62}
+
+
+def test_scores_are_those_of_the_documents(neighbours):
+    assert (neighbours.scores.shape, neighbours.scores.dtype) == (neighbours.rows.shape, np.float32)
+    found = prepare(dropout=0.0, draws=1)
+    retriever, (documents, *_) = HashingRetriever(), world()
+    query = retriever.encode_query([Document(documents[7].parts[0])])[0]
+    vectors = retriever.encode_document(documents)[found.rows[7, 0, 0]]
+    assert found.scores[7, 0, 0] == pytest.approx(vectors @ query, abs=1e-5)
+
+
+def test_a_killed_preparation_goes_on_and_gives_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr("racm3.training.neighbours.BLOCK", 5)
+    documents, groups, training, held_out = world()
+    whole = prepare()
+    encoded = []
+
+    class Counting(HashingRetriever):
+        def encode_document(self, documents, **options):
+            encoded.extend(documents)
+            return super().encode_document(documents, **options)
+
+    def run(kill_at=None):
+        def progress(done, total, what):
+            assert total == len(documents)
+            if what.startswith("neighbours") and done == kill_at:
+                raise KeyboardInterrupt
+
+        return prepare_neighbours(
+            documents, groups, training, held_out, Counting(), TopKSampler(), NeighbourSettings(keep=3, candidates=8),
+            folder=tmp_path, digest="one", progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(kill_at=10)
+    found = run()
+    assert (found.rows == whole.rows).all() and (found.scores == whole.scores).all()
+    assert isinstance(found.rows, np.memmap) and len(encoded) == len(documents)
+
+
+def test_a_changed_retriever_is_refused_half_way(tmp_path, monkeypatch):
+    monkeypatch.setattr("racm3.training.neighbours.BLOCK", 5)
+    documents, groups, training, held_out = world()
+
+    def stop(done, total, what):
+        if what.startswith("neighbours"):
+            raise KeyboardInterrupt
+
+    def run(retriever, progress=None):
+        prepare_neighbours(
+            documents, groups, training, held_out, retriever, TopKSampler(), NeighbourSettings(keep=3),
+            folder=tmp_path, progress=progress,
+        )  # fmt: skip
+
+    with pytest.raises(KeyboardInterrupt):
+        run(HashingRetriever(), stop)
+    with pytest.raises(CheckpointError, match="changed"):
+        run(HashingRetriever(dim=32))
+
+
 def test_progress_reaches_its_total():
     seen = []
     prepare(progress=lambda *a: seen.append(a[:2]))
-    assert seen == [(i, 8) for i in range(1, 9)]
+    assert seen == [(24, 24), (24, 24)]  # the vectors, then the neighbours
 
 
 def test_neighbours_are_saved_without_pickle_and_come_back(neighbours, tmp_path):

@@ -140,3 +140,15 @@ def test_the_state_of_another_model_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="belongs to another model") as raised:
         run(width=4)[-1].load(tmp_path / "state")
     assert raised.value.hint
+
+
+def test_the_state_of_a_model_with_more_trained_parameters_is_refused(tmp_path):
+    """The weights fit, as when two of them are tied, but the optimiser's state does not."""
+    *parts, state = run(average=False)
+    step(*parts)
+    state.save(tmp_path / "state", 1)
+    model = run(average=False)[0]
+    model[0].requires_grad_(False)
+    with pytest.raises(CheckpointError, match="more parameters") as raised:
+        RunState(model, build_optimizers(model, SETTINGS), None).load(tmp_path / "state")
+    assert raised.value.hint

@@ -22,6 +22,7 @@ from .index import index
 from .memory import memory
 from .plugins_group import app as plugins
 from .search import search
+from .train import train
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -31,6 +32,7 @@ app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7
 app.command(epilog="Example: racm3 caption kite.png")(caption)
 app.command(epilog="Example: racm3 evaluate ./photos --limit 50 --out ./evaluation")(evaluate)
 app.add_typer(memory, name="memory")
+app.add_typer(train, name="train")
 app.add_typer(config, name="config")
 app.add_typer(plugins, name="plugins")
 

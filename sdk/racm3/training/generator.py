@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,15 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
 from ..errors import ConfigError
-from ..generators.cm3.document_format import DocumentFormat, TokenPart, TokenSequence
+from ..generators.cm3.document_format import DocumentFormat, TokenSequence
 from ..generators.cm3.image_tokenizer import ImageTokenizer
 from ..generators.cm3.masking import MaskingSettings, draw_spans
 from ..generators.cm3.model import Checkpoint, build_model, size_named
 from ..generators.cm3.vocabulary import Vocabulary
 from ..interfaces import Progress
-from .data import VARIANTS, TrainingSet, generator_at, variant
-from .neighbours import Neighbours
+from .data import generator_at
+from .documents import PreparedDocuments
+from .hardware import training_operations
 from .objective import WeightedSequence, weighted_loss, weighted_sequence
+from .packing import attention_mask, collate_packed
 from .recipe import read_table
 from .trainer import Stage, TrainerSettings, train
 
@@ -36,7 +37,7 @@ class GeneratorModelSettings(BaseModel):
     document_stride: int = Field(128, description="positions from the start of a document to that of the next")
     image_offset: int = Field(32, description="position of the first image token in its document")
     max_positions: int = 4096
-    tie_embeddings: bool = False
+    tie_embeddings: bool = Field(True, description="one matrix for input and output, which the sizes' names count on")
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="eager, compiled, is the faster of the two on a CPU: its fused kernel is slow backwards"
     )
@@ -63,49 +64,9 @@ class ObjectiveSettings(BaseModel):
         0.0, ge=0, lt=1, description="share of x's image tokens that the model is shown wrongly (not the ones it predicts)"
     )
     pad_to: int = Field(32, ge=1, description="sequence lengths are padded to a multiple of this")
-
-
-@dataclass(frozen=True)
-class PreparedDocuments:
-    """Documents as tokens. images: [n, variants, tokens], codes; texts: text ids; neighbours: see there.
-
-    entities: for each training entity, the rows that show it. held_out: rows that are never trained on.
-    """
-
-    images: np.ndarray
-    texts: list[list[int]]
-    entities: list[np.ndarray]
-    held_out: np.ndarray
-    neighbours: Neighbours | None = None
-
-    def parts(self, row: int, number: int = 0) -> list[TokenPart]:
-        """The caption and the picture of a row, in a variant."""
-        return [TokenPart("text", self.texts[row]), TokenPart("image", self.images[row, number])]
-
-
-def prepare_documents(
-    data: TrainingSet,
-    held_out: np.ndarray,
-    text_tokenizer: Tokenizer,
-    image_tokenizer: ImageTokenizer,
-    neighbours: Neighbours | None = None,
-    *,
-    variants: int = VARIANTS,
-    progress: Progress | None = None,
-) -> PreparedDocuments:
-    """Tokens of all documents, their pictures in so many variants. held_out: rows that are not to be trained on."""
-    images = np.empty((len(data), variants, image_tokenizer.tokens), np.int32)
-    for number in range(variants):
-        for start in range(0, len(data), 2048):
-            pixels = np.ascontiguousarray(variant(data.pixels[start : start + 2048], number))
-            # In half precision one token in fifty falls to its second-nearest code: a variant may, an original not.
-            with torch.autocast(image_tokenizer.codebook.device.type, dtype=torch.bfloat16, enabled=number > 0):
-                images[start : start + 2048, number] = image_tokenizer.encode(pixels)
-        if progress is not None:
-            progress(number + 1, variants, "image tokens")
-    texts = [encoding.ids for encoding in text_tokenizer.encode_batch(list(data.texts))]
-    training = [rows[~np.isin(rows, held_out)] for rows in data.rows_by_entity()]
-    return PreparedDocuments(images, texts, [rows for rows in training if len(rows)], held_out, neighbours)
+    pack_to: int = Field(
+        0, ge=0, description="samples are packed into rows of at most so many tokens, K drawn for each; 0: a row each, K for all"
+    )
 
 
 class GeneratorStage(Stage):
@@ -150,13 +111,25 @@ class GeneratorStage(Stage):
     # --- batches ------------------------------------------------------------------------------------------------
 
     def batch(self, step: int, micro: int) -> dict[str, torch.Tensor]:
-        """Entities drawn uniformly, a document of each, and K of its neighbours; K is the same in a micro-batch and
-        takes its values in turn over the micro-batches of a step."""
-        k = self.objective.k[(step * self.trainer.accumulation + micro) % len(self.objective.k)]
+        """Entities drawn uniformly, a document of each, and K of its neighbours.
+
+        Packed, K is drawn for each sample, in equal shares. A row each, K is the same in a micro-batch, so that little is
+        padding, and takes its values in turn over the micro-batches of a step."""
+        objective, pad = self.objective, self.format.vocabulary.control("<pad>")
+        k = objective.k[(step * self.trainer.accumulation + micro) % len(objective.k)]
         rng = generator_at(self.trainer.seed, step, micro)
-        picked = rng.integers(len(self.data.entities), size=self.objective.batch_size)
-        samples = [self.sample(int(rng.choice(self.data.entities[entity])), k, step, rng) for entity in picked]
-        batch = collate(samples, self.format.vocabulary.control("<pad>"), self.objective.pad_to)
+        picked = rng.integers(len(self.data.entities), size=objective.batch_size)
+        ks = [k] * len(picked)
+        if objective.pack_to:
+            ks = rng.permutation(np.resize(rng.permutation(objective.k), len(picked))).tolist()
+        samples = [
+            self.sample(int(rng.choice(self.data.entities[entity])), k, step, rng)
+            for entity, k in zip(picked, ks, strict=True)
+        ]
+        if objective.pack_to:
+            batch = collate_packed(samples, pad, objective.pack_to, objective.pad_to)
+        else:
+            batch = collate(samples, pad, objective.pad_to)
         if self.objective.corruption:
             # Against memorising, which dropout would serve too, had the CPU's fast attention any: what it has drawn so
             # far is less to be trusted than the documents.
@@ -201,13 +174,29 @@ class GeneratorStage(Stage):
         self, model: torch.nn.Module, batch: dict[str, torch.Tensor]
     ) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
         inputs = batch.get("inputs", batch["ids"])
-        # The mask is all ones, as padding stands last and weighs nothing. Without one, transformers would take the gaps
-        # between positions for borders of packed sequences, and hide the documents.
+        if "samples" in batch:
+            mask = attention_mask(batch["samples"], self.settings.attention)
+        else:
+            # All ones, as padding stands last and weighs nothing. Without a mask, transformers would take the gaps between
+            # positions for borders of packed sequences, and hide the documents.
+            mask = torch.ones_like(inputs)
         logits = model(
-            input_ids=inputs, position_ids=batch["positions"], attention_mask=torch.ones_like(inputs), use_cache=False
+            input_ids=inputs, position_ids=batch["positions"], attention_mask=mask, use_cache=False
         ).logits
         loss, figures = weighted_loss(logits, batch["ids"], batch["weights"], batch["main"])
-        return loss, {**figures}
+        padding = (batch["ids"] == self.format.vocabulary.control("<pad>")).float().mean()
+        return loss, {**figures, "padding": padding}
+
+    def work(self, batch: dict[str, torch.Tensor]) -> tuple[int, float]:
+        """Tokens, padding not counted, and the operations that they take."""
+        used = batch["ids"] != self.format.vocabulary.control("<pad>")
+        if "samples" in batch:
+            rows = range(len(used))
+            lengths = np.concatenate([np.bincount(batch["samples"][row][used[row]].numpy()) for row in rows])
+        else:
+            lengths = used.sum(1).numpy()
+        size = size_named(self.settings.size)
+        return int(lengths.sum()), training_operations(size, self.format.vocabulary.size, lengths)
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Nats per image token of held-out pictures, given their captions, for each K of training."""
@@ -261,6 +250,13 @@ def image_token_losses(
     return ((losses * counted).sum(1) / counted.sum(1)).detach().cpu().numpy()
 
 
+def generator_settings(recipe: Mapping[str, Any]) -> tuple[GeneratorModelSettings, TrainerSettings]:
+    """The tables model and trainer; a learning rate that is left out is that of the model's size."""
+    model = read_table(GeneratorModelSettings, recipe, "model")
+    rate = {"learning_rate": size_named(model.size).learning_rate}
+    return model, read_table(TrainerSettings, {"trainer": {**rate, **recipe.get("trainer", {})}}, "trainer")
+
+
 def train_generator(
     recipe: Mapping[str, Any],
     data: PreparedDocuments,
@@ -271,9 +267,9 @@ def train_generator(
     progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train from a recipe (tables model, objective, masking, trainer), in `folder`; the result is `folder/model`."""
-    trainer = read_table(TrainerSettings, recipe, "trainer")
+    model, trainer = generator_settings(recipe)
     stage = GeneratorStage(
-        read_table(GeneratorModelSettings, recipe, "model"), read_table(ObjectiveSettings, recipe, "objective"),
+        model, read_table(ObjectiveSettings, recipe, "objective"),
         read_table(MaskingSettings, recipe, "masking"), trainer, data, text_tokenizer, image_tokenizer,
     )  # fmt: skip
     return train(stage, trainer, folder, progress=progress)

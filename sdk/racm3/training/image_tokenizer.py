@@ -87,7 +87,7 @@ class ImageTokenizerStage(Stage):
     def __init__(self, settings: ImageTokenizerSettings, data: TrainingSet, held_out: TrainingSet, *, seed: int = 0) -> None:
         self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
         self._entities = data.rows_by_entity()
-        self._seen: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch of a step
 
     def build(self) -> torch.nn.Module:
         return QuantizedAutoencoder(self.settings)
@@ -107,7 +107,7 @@ class ImageTokenizerStage(Stage):
     ) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
         images = to_model_range(batch["pixels"]).contiguous(memory_format=torch.channels_last)
         painted, commitment, latents, ids = model(images, batch["quantise"])
-        self._seen = (latents, ids)
+        self._seen.append((latents, ids))
         error = painted - images
         squared = error.square().mean()
         loss = error.abs().mean() + 4 * squared + self.settings.commitment * commitment
@@ -115,8 +115,9 @@ class ImageTokenizerStage(Stage):
 
     def after_step(self, model: torch.nn.Module, step: int) -> None:
         """Move the codebook to the mean of what fell to each code, and restart codes that nothing fell to."""
-        assert isinstance(model, QuantizedAutoencoder) and self._seen is not None
-        latents, ids = self._seen
+        assert isinstance(model, QuantizedAutoencoder)
+        latents, ids = (_of_all_processes(list(seen)) for seen in zip(*self._seen, strict=True))
+        self._seen.clear()
         codebook, codes = model.vq.quantize.embedding.weight, self.settings.codes
         generator = torch.Generator(device="cpu").manual_seed(self.seed * 1_000_003 + step)
         if step <= self.settings.free_steps:
@@ -141,6 +142,8 @@ class ImageTokenizerStage(Stage):
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Mean PSNR in dB of the held-out pictures, and the share of the codebook that they use."""
         assert isinstance(model, QuantizedAutoencoder)
+        if not len(self.held_out):
+            return {}
         tokenizer = ImageTokenizer(model.vq)
         pixels = np.asarray(self.held_out.pixels)
         ids = tokenizer.encode(pixels)
@@ -151,6 +154,16 @@ class ImageTokenizerStage(Stage):
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         assert isinstance(model, QuantizedAutoencoder)
         model.vq.to(getattr(torch, self.settings.weight_format)).save_pretrained(folder, safe_serialization=True)
+
+
+def _of_all_processes(mine: list[torch.Tensor]) -> torch.Tensor:
+    """What all micro-batches of a step gave, in their order, whichever process had them."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        stacked = torch.stack(mine)  # [micro-batches here, n, ...]
+        every = [torch.empty_like(stacked) for _ in range(torch.distributed.get_world_size())]
+        torch.distributed.all_gather(every, stacked)
+        mine = [part for micro in zip(*every, strict=True) for part in micro]
+    return torch.cat(mine)
 
 
 def psnr(error: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,17 @@
 
 The query is the text part or the image part of a document, never both, with a share of it dropped; the document itself
 is left out by row and by content hash, and so is whatever shares its `group` (another drawing by the same hand, say).
+Documents are worked on a block at a time, so that millions of them fit into memory, and a preparation that was killed
+goes on with the block that it was at.
 """
 
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +23,12 @@ from ..document import Document, Image, Text
 from ..errors import CheckpointError
 from ..interfaces import Hit, Progress, Query, Retriever, Sampler
 from .data import generator_at
+from .neighbour_search import Candidates, NeighbourSearch
+from .prepared_array import prepared_array
 
 QueryForm = Literal["text", "image"]
+BLOCK = 1024  # part of what makes the random draws: another value gives other neighbours
+NEIGHBOUR = np.dtype([("row", np.int32), ("score", np.float32)])
 
 
 class NeighbourSettings(BaseModel):
@@ -39,15 +47,21 @@ class NeighbourSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Neighbours:
-    """rows: int32 [documents, forms, draws, keep], row numbers of the chosen documents, -1 where there are fewer."""
+    """rows: int32 [documents, forms, draws, keep], row numbers of the chosen documents, -1 where there are fewer; scores:
+    float32 of the same shape, inner products with the query (None where an earlier version did not keep them)."""
 
     rows: np.ndarray
     fingerprint: str
+    scores: np.ndarray | None = None
 
     def save(self, folder: Path) -> None:
         """Write `neighbours.npy` and `neighbours.json`."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "neighbours.npy", self.rows, allow_pickle=False)
+        table: np.ndarray = self.rows
+        if self.scores is not None:
+            table = np.empty(self.rows.shape, NEIGHBOUR)
+            table["row"], table["score"] = self.rows, self.scores
+        np.save(folder / "neighbours.npy", table, allow_pickle=False)
         (folder / "neighbours.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
 
     @classmethod
@@ -59,7 +73,13 @@ class Neighbours:
                 f"The neighbours in {folder} were made by another retriever or with other settings.",
                 "Delete the folder to prepare them again.",
             )
-        return cls(np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False), found)
+        return cls._of(np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False), found)
+
+    @classmethod
+    def _of(cls, table: np.ndarray, fingerprint: str) -> Neighbours:
+        if table.dtype.names is None:
+            return cls(table, fingerprint)
+        return cls(table["row"], fingerprint, table["score"])
 
 
 def prepare_neighbours(
@@ -71,44 +91,93 @@ def prepare_neighbours(
     sampler: Sampler,
     settings: NeighbourSettings,
     *,
+    folder: Path | None = None,
+    digest: str = "",
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Retrieve and sample for every document, query form and dropout draw.
+    """Retrieve and sample for every document, query form and dropout draw; a document's rows and scores stay on disk.
 
-    groups: [n], see above. training, held_out: row numbers. A training document finds training documents only, a
-    held-out one all; its query is whole, as at inference.
+    documents: may make each document when it is asked for. groups: [n], see above. training, held_out: row numbers. A
+    training document finds training documents only, a held-out one all; its query is whole, as at inference. folder:
+    where vectors and neighbours are kept, and taken up again; without one, nothing is. digest: of the documents.
+
+    Raises `CheckpointError` if what is in the folder, finished or not, was made by another retriever, with other
+    settings, or of other documents.
     """
-    import faiss
+    if folder is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            found = prepare_neighbours(
+                documents, groups, training, held_out, retriever, sampler, settings, folder=Path(scratch),
+                digest=digest, progress=progress,
+            )  # fmt: skip
+            return replace(found, rows=np.array(found.rows), scores=np.array(found.scores))
+    fingerprint = neighbour_fingerprint(retriever, settings)
+    if (folder / "neighbours.npy").is_file():
+        Neighbours.load(folder, fingerprint=fingerprint)
+    made_of = {"documents": digest} if digest else {}
 
-    vectors = retriever.encode_document(documents)  # [n, dim]
-    hashes = [document.content_hash for document in documents]
-    # Enough for the candidates after everything of the same group has been left out.
-    crowd = int(np.unique(np.asarray(groups), return_counts=True)[1].max())
-    rows = np.full((len(documents), len(settings.forms), settings.draws, settings.keep), -1, np.int32)
-    sides = ((training, training, settings.dropout), (held_out, np.concatenate([training, held_out]), 0.0))
-    total, done = len(settings.forms) * settings.draws * len(sides), 0
-    for asking, memory, dropout in sides:
-        index = faiss.IndexFlatIP(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors[memory]))
-        pool = min(len(memory), settings.candidates + crowd)
-        for f, form in enumerate(settings.forms):
-            queries = [_part(documents[i], form) for i in asking]
-            for draw in range(settings.draws):
-                rng = generator_at(settings.seed, f, draw)
-                asked = retriever.encode_query(queries, dropout=dropout, rng=rng)  # [asking, dim]
-                _, found = index.search(asked, pool)
-                for i, query, vector, candidates in zip(asking, queries, asked, memory[found], strict=True):
-                    allowed = [j for j in candidates if groups[j] != groups[i] and hashes[j] != hashes[i] and j != i]
-                    hits = [
-                        Hit(documents[j], score=float(vector @ vectors[j]), vector=vectors[j], id=str(j))
-                        for j in allowed[: settings.candidates]
-                    ]
-                    chosen = sampler.sample(Query(query, vector), hits, k=settings.keep, rng=rng).hits
-                    rows[i, f, draw, : len(chosen)] = [int(hit.id) for hit in chosen]
-                done += 1
-                if progress is not None:
-                    progress(done, total, f"neighbours by {form}")
-    return Neighbours(rows, neighbour_fingerprint(retriever, settings))
+    def encode(start: int, stop: int) -> np.ndarray:
+        return retriever.encode_document(documents[start:stop])
+
+    @cache
+    def work() -> _Preparation:  # made when the first block is due: not for neighbours that are all there
+        vectors = prepared_array(
+            folder / "vectors.npy", (len(documents), retriever.encoder.dim), np.float32,
+            {"retriever": retriever.encoder.fingerprint, **made_of}, encode, block=BLOCK,
+            what="document vectors", progress=progress,
+        )  # fmt: skip
+        search = NeighbourSearch(vectors, documents, groups, training, held_out)
+        return _Preparation(documents, search, held_out, retriever, sampler, settings)
+
+    shape = (len(documents), len(settings.forms), settings.draws, settings.keep)
+    table = prepared_array(
+        folder / "neighbours.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
+        lambda start, stop: work().block(start, stop), block=BLOCK, what="neighbours", progress=progress,
+    )  # fmt: skip
+    return Neighbours._of(table, fingerprint)
+
+
+@dataclass(frozen=True)
+class _Preparation:
+    """Neighbours of a block of documents."""
+
+    documents: Sequence[Document]
+    search: NeighbourSearch
+    held_out: np.ndarray
+    retriever: Retriever
+    sampler: Sampler
+    settings: NeighbourSettings
+
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """NEIGHBOUR [stop - start, forms, draws, keep]."""
+        settings = self.settings
+        table = np.zeros((stop - start, len(settings.forms), settings.draws, settings.keep), NEIGHBOUR)
+        table["row"] = -1
+        rows = np.arange(start, stop)
+        apart = np.isin(rows, self.held_out)
+        documents = self.documents[start:stop]
+        for asking, dropout, everything in ((rows[~apart], settings.dropout, False), (rows[apart], 0.0, True)):
+            for f, form in enumerate(settings.forms if len(asking) else ()):
+                queries = [_part(documents[row - start], form) for row in asking]
+                for draw in range(settings.draws):
+                    rng = generator_at(settings.seed, f, draw, start)
+                    asked = self.retriever.encode_query(queries, dropout=dropout, rng=rng)  # [asking, dim]
+                    found = self.search.candidates(asking, asked, settings.candidates, everything=everything)
+                    for row, query, vector, candidates in zip(asking, queries, asked, found, strict=True):
+                        hits = self._hits(candidates)
+                        chosen = self.sampler.sample(Query(query, vector), hits, k=settings.keep, rng=rng).hits
+                        for place, hit in enumerate(chosen):
+                            table[row - start, f, draw, place] = (int(hit.id), hit.score)
+        return table
+
+    def _hits(self, candidates: Candidates) -> list[Hit]:
+        return [
+            Hit(
+                id=str(row), score=score, vector=self.search.vectors[row], hashes=self.search.parts[row],
+                load=lambda row=row: self.documents[row],  # type: ignore[misc]
+            )
+            for row, score in candidates
+        ]  # fmt: skip
 
 
 def neighbour_fingerprint(retriever: Retriever, settings: NeighbourSettings) -> str:

@@ -23,11 +23,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigError
 from .clip_checkpoint import clip_tokenizer, save_clip_checkpoint, with_vocabulary
-from .data import TrainingSet, generator_at
+from .data import PixelRows, TrainingSet, generator_at
 from .recipe import read_table
 from .retriever_batches import PairSampler, TextViews, augment, draw_batch
 from .text_tokenizer import train_text_tokenizer
 from .trainer import Progress, Stage, TrainerSettings, train
+
+LARGEST_MEMORY = 20_000  # training documents among which held-out ones are looked for, for the figures
 
 
 class RetrieverSettings(BaseModel):
@@ -123,7 +125,7 @@ class RetrieverStage(Stage):
         model.logit_scale.clamp_(0, math.log(100))  # as in CLIP
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        return retrieval_figures(self.encoder(model), self.data, self.held_out)
+        return retrieval_figures(self.encoder(model), self.data, self.held_out) if len(self.held_out) else {}
 
     def encoder(self, model: torch.nn.Module, batch_size: int = 256) -> tuple[EncodeImages, EncodeTexts]:
         """Two functions that give unit vectors, float32 [n, dim]: of pictures (uint8 [n, h, w, 3]), and of texts."""
@@ -133,7 +135,7 @@ class RetrieverStage(Stage):
         def chunks(n: int) -> list[slice]:
             return [slice(start, start + batch_size) for start in range(0, n, batch_size)]
 
-        def encode_images(pixels: np.ndarray) -> np.ndarray:
+        def encode_images(pixels: np.ndarray | PixelRows) -> np.ndarray:
             vectors = []
             for chunk in chunks(len(pixels)):
                 images = torch.from_numpy(np.array(pixels[chunk])).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -155,7 +157,7 @@ class RetrieverStage(Stage):
 
 
 Pair = tuple[torch.Tensor, torch.Tensor]
-EncodeImages = Callable[[np.ndarray], np.ndarray]
+EncodeImages = Callable[[np.ndarray | PixelRows], np.ndarray]
 EncodeTexts = Callable[[Sequence[str]], np.ndarray]
 
 
@@ -205,7 +207,8 @@ def _base_forms(data: TrainingSet) -> np.ndarray:
     first: dict[str, str] = {}
     for entity, name in zip(data.entities, names, strict=True):
         first.setdefault(entity, name)
-    return np.array([row for row, entity in enumerate(data.entities) if names[row] == first[entity]])
+    rows = np.array([row for row, entity in enumerate(data.entities) if names[row] == first[entity]])
+    return rows[:: -(-len(rows) // LARGEST_MEMORY)]
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

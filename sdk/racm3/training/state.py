@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from .sharding import shared_like, whole
 
 if TYPE_CHECKING:
     import torch
@@ -28,9 +29,11 @@ class RunState:
         self.model, self.optimizers, self.average = model, optimizers, average
 
     def save(self, folder: Path, step: int) -> None:
-        """Write the state of a run after `step` steps; a kill at any moment leaves the old or the new state."""
+        """Write the state of a run after `step` steps; a kill at any moment leaves the old or the new state.
+
+        All processes call it, and the first one writes: whole tensors, so that any number of processes can go on.
+        """
         import torch
-        from safetensors.torch import save_file
 
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         numbers: dict[str, Any] = {"step": step, "optimizers": []}
@@ -50,11 +53,29 @@ class RunState:
         tensors["random.cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random.cuda"] = torch.cuda.get_rng_state()
+        rank, processes = _place()
+        if processes > 1:
+            # Each process has random states of its own; the first one's keep their plain names.
+            for name in [name for name in tensors if name.startswith("random.")]:
+                mine = tensors[name].to(_device_of(self.model))
+                others = [torch.empty_like(mine) for _ in range(processes)]
+                torch.distributed.all_gather(others, mine)
+                tensors[name] = others[0]
+                tensors.update({f"{name}.{i}": other for i, other in enumerate(others) if i})
+        tensors = {name: whole(value.detach()) for name, value in tensors.items()}
+        if rank == 0:
+            self._write(folder, tensors, numbers)
+        if processes > 1:
+            torch.distributed.barrier()
+
+    @staticmethod
+    def _write(folder: Path, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
 
         new = folder.with_name(folder.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors")
+        save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors")
         (new / "state.json").write_text(json.dumps(numbers))
         old = folder.with_name(folder.name + ".old")
         if folder.exists():  # otherwise the old one may be all there is, until the new one stands in its place
@@ -80,7 +101,8 @@ class RunState:
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
         try:
-            self.model.load_state_dict(parts["model"])
+            now = self.model.state_dict()
+            self.model.load_state_dict({n: shared_like(v, now[n]) if n in now else v for n, v in parts["model"].items()})
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"The saved state in {folder} belongs to another model: {error}",
@@ -96,16 +118,45 @@ class RunState:
             state: dict[int, dict[str, Any]] = {
                 int(index): dict(values) for index, values in numbers["optimizers"][i].items()
             }
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
             for name, value in parts.get("optimizer", {}).items():
                 owner, index, key = name.split(".", 2)
-                if int(owner) == i:
-                    state.setdefault(int(index), {})[key] = value
+                if int(owner) != i:
+                    continue
+                if int(index) >= len(parameters):
+                    raise CheckpointError(
+                        f"The saved state in {folder} belongs to another model: it has more parameters.",
+                        "Train in a new folder, or restore the recipe that this run was started with.",
+                    )
+                state.setdefault(int(index), {})[key] = shared_like(value, parameters[int(index)])
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         if self.average is not None:
             self.average.updates = numbers["average_updates"]
             for name, weight in parts["average"].items():
-                self.average.weights[name].copy_(weight)
-        torch.set_rng_state(parts["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in parts["random"]:
-            torch.cuda.set_rng_state(parts["random"]["cuda"])
+                self.average.weights[name].copy_(shared_like(weight, self.average.weights[name]))
+        rank, _ = _place()
+        for device, restore in (("cpu", torch.set_rng_state), ("cuda", _restore_cuda)):
+            # With more processes than before, the new ones keep the random states that they started with.
+            mine = f"{device}.{rank}" if rank else device
+            if mine in parts["random"]:
+                restore(parts["random"][mine])
         return int(numbers["step"])
+
+
+def _place() -> tuple[int, int]:
+    """Which process this is, and of how many."""
+    import torch.distributed as dist
+
+    alone = not (dist.is_available() and dist.is_initialized())
+    return (0, 1) if alone else (dist.get_rank(), dist.get_world_size())
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _restore_cuda(state: torch.Tensor) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.set_rng_state(state)

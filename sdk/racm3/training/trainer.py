@@ -2,23 +2,26 @@
 
 A `Stage` brings the model, the batches and the loss; the loop brings everything else: precision, accumulation,
 clipping, schedule, weight averaging, logging, saving and resuming. Batches are a function of the step number, so a
-resumed run sees the same data in the same order as one that was never stopped.
+resumed run sees the same data in the same order as one that was never stopped; and several processes share out the
+micro-batches of a step, so they see together what one would have seen.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigError
+from .account import Account, write_line
+from .best import BestWeights
+from .sharding import shard, whole
 from .state import RunState
 
 if TYPE_CHECKING:
@@ -44,7 +47,10 @@ class TrainerSettings(BaseModel):
     betas: tuple[float, float] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0)
     clip: float | None = Field(1.0, description="largest gradient norm; none: no clipping")
-    accumulation: int = Field(1, ge=1, description="micro-batches per step")
+    accumulation: int = Field(1, ge=1, description="micro-batches per step, shared out over the processes")
+    sharding: Literal["none", "full"] = Field(
+        "none", description="over several processes; full: weights and optimiser are shared out too (FSDP2)"
+    )
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is exported")
@@ -73,6 +79,10 @@ class Stage(ABC):
 
     def after_step(self, model: torch.nn.Module, step: int) -> None:  # noqa: B027 (optional)
         """Called after every optimiser step, without gradients (a codebook's restart, say)."""
+
+    def work(self, batch: Any) -> tuple[int, float]:
+        """Tokens of a micro-batch, padding not counted, and the floating-point operations that they take, for the log."""
+        return 0, 0.0
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
         """Figures on held-out data."""
@@ -114,14 +124,27 @@ def train(
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     AcceleratorState._reset_state(reset_partial_state=alone)
     accelerator = Accelerator(mixed_precision=mixed, cpu=settings.device == "cpu")
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    if settings.accumulation % processes:
+        raise ConfigError(
+            f"{processes} processes cannot share out {settings.accumulation} micro-batches evenly.",
+            f"Set [trainer] accumulation to a multiple of {processes}.",
+        )
     set_seed(settings.seed)
-    model = stage.build()
-    optimizers = [accelerator.prepare(o) for o in build_optimizers(model, settings)]
-    model = accelerator.prepare(model)
-    average = WeightAverage(accelerator.unwrap_model(model), settings.ema) if settings.ema else None
+    inner = stage.build()  # the same in all processes
+    sharded = settings.sharding == "full" and processes > 1
+    if sharded:
+        shard(inner.to(accelerator.device), accelerator.device)
+    model = inner if sharded else accelerator.prepare(inner)
+    optimizers = [accelerator.prepare(o) for o in build_optimizers(inner, settings)]
+    average = WeightAverage(inner, settings.ema) if settings.ema else None
+    if rank:  # from here on, dropout and the like must differ
+        torch.manual_seed(settings.seed + 7919 * rank)
 
-    best = BestWeights(folder / "best.safetensors", settings.keep_best) if settings.keep_best else None
-    state = RunState(accelerator.unwrap_model(model), optimizers, average)
+    if sharded and settings.keep_best:
+        raise ConfigError("Sharded weights are not kept by their figure.", "Leave [trainer] keep_best out.")
+    best = BestWeights(folder / "best.safetensors", settings.keep_best) if settings.keep_best and not rank else None
+    state = RunState(inner, optimizers, average)
     step = state.load(folder / "state") if resume else 0
     if best is not None and not step:
         best.path.unlink(missing_ok=True)  # of another run
@@ -135,61 +158,88 @@ def train(
         loss_of = torch.compile(stage.loss, dynamic=False)
 
     model.train()
-    began, steps_of_log = time.perf_counter(), 0
-    seen: dict[str, list[float]] = {}
+    account = Account(accelerator.device, settings.precision)
+    micros = range(rank, settings.accumulation, processes)
     while step < settings.steps:
         share = learning_rate_share(step, settings)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * share
-        for micro in range(settings.accumulation):
-            batch = _to_device(stage.batch(step, micro), accelerator.device)
-            with accelerator.autocast():
-                loss, figures = loss_of(model, batch)
-            accelerator.backward(loss / settings.accumulation)
-            for name, value in {"loss": loss, **figures}.items():
-                figure = float(value.detach() if isinstance(value, torch.Tensor) else value)
-                if not math.isnan(figure) or name == "loss":  # NaN: this batch has nothing to measure it on
-                    seen.setdefault(name, []).append(figure)
+        for micro in micros:
+            made = stage.batch(step, micro)
+            account.add_work(*stage.work(made))
+            batch = _to_device(made, accelerator.device)
+            with _synchronised(accelerator, model, sharded, last=micro == micros[-1]):
+                with accelerator.autocast():
+                    loss, figures = loss_of(model, batch)
+                accelerator.backward(loss / len(micros))
+            account.add({"loss": loss, **figures})
         if settings.clip is not None:
-            accelerator.clip_grad_norm_(model.parameters(), settings.clip)
+            if sharded:
+                torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+            else:
+                accelerator.clip_grad_norm_(model.parameters(), settings.clip)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         step += 1
-        steps_of_log += 1
         with torch.no_grad():
-            stage.after_step(accelerator.unwrap_model(model), step)
+            stage.after_step(inner, step)
             if average is not None:
-                average.update(accelerator.unwrap_model(model))
+                average.update(inner)
 
         last = step == settings.steps
+        account.steps += 1
         if step % settings.log_every == 0 or last:
-            seconds = (time.perf_counter() - began) / steps_of_log
-            means = {name: sum(values) / len(values) for name, values in seen.items()}
-            _log(folder, step=step, seconds_per_step=round(seconds, 4), **{k: round(v, 5) for k, v in means.items()})
-            if progress is not None:
-                progress(step, settings.steps, " ".join(f"{k} {v:.4g}" for k, v in means.items()))
-            began, steps_of_log, seen = time.perf_counter(), 0, {}
+            figures_of_log = account.close(accelerator)
+            if rank == 0:
+                write_line(folder, step=step, **figures_of_log)
+                if progress is not None:
+                    progress(step, settings.steps, " ".join(f"{k} {v:.4g}" for k, v in figures_of_log.items()))
         if settings.evaluate_every and step % settings.evaluate_every == 0 and not last:
-            held_out = _evaluate(stage, accelerator.unwrap_model(model), average)
-            _log(folder, step=step, **held_out)
-            if best is not None:
-                best.offer(held_out, accelerator.unwrap_model(model), average)
-            began = time.perf_counter()
+            with account.paused():
+                held_out = _evaluate(stage, inner, average, sharded)
+                if best is not None:
+                    best.offer(held_out, inner, average)
+            if rank == 0:
+                write_line(folder, step=step, **held_out)
         if step % settings.save_every == 0 or last:
-            state.save(folder / "state", step)
+            with account.paused():
+                state.save(folder / "state", step)
 
-    final = accelerator.unwrap_model(model)
-    held_out = _evaluate(stage, final, average)
-    _log(folder, step=step, **held_out)
+    held_out = _evaluate(stage, inner, average, sharded)
     if best is not None:
-        best.offer(held_out, final, average)
-        best.copy_to(final)
+        best.offer(held_out, inner, average)
+        best.copy_to(inner)
     elif average is not None:
-        average.copy_to(final)
-    stage.export(final.eval(), folder / "model")
+        average.copy_to(inner)
+    final = _plain(stage, inner, sharded)
+    if rank == 0:
+        write_line(folder, step=step, **held_out)
+        stage.export(final.eval(), folder / "model")
+    accelerator.wait_for_everyone()
     return held_out
+
+
+def _synchronised(accelerator: Any, model: Any, sharded: bool, *, last: bool) -> Any:
+    """Gradients are exchanged once a step, with its last micro-batch."""
+    if sharded:
+        model.set_requires_gradient_sync(last)
+        return nullcontext()
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+def _plain(stage: Stage, model: torch.nn.Module, sharded: bool) -> torch.nn.Module:
+    """The model as its stage built it; of a sharded one, a whole copy in each process."""
+    import torch
+
+    if not sharded:
+        return model
+    weights = {name: whole(weight) for name, weight in model.state_dict().items()}
+    with torch.random.fork_rng():
+        plain = stage.build()
+    plain.load_state_dict(weights)
+    return plain.to(next(iter(weights.values())).device)
 
 
 def build_optimizers(model: torch.nn.Module, settings: TrainerSettings) -> list[torch.optim.Optimizer]:
@@ -242,36 +292,9 @@ class WeightAverage:
         model.load_state_dict({n: w.to(model.state_dict()[n].dtype) for n, w in self.weights.items()}, strict=False)
 
 
-class BestWeights:
-    """The weights with the lowest held-out figure so far, in a file, so that a resumed run knows them too."""
-
-    def __init__(self, path: Path, figure: str) -> None:
-        self.path, self.figure = path, figure
-
-    def offer(self, figures: Mapping[str, float], model: torch.nn.Module, average: WeightAverage | None) -> None:
-        """Keep the weights that were evaluated, if they are the best; `ConfigError` if there is no such figure."""
-        from safetensors import safe_open
-        from safetensors.torch import save_file
-
-        if self.figure not in figures:
-            raise ConfigError(f"No held-out figure named '{self.figure}'. There are: {', '.join(figures)}.")
-        if self.path.is_file():
-            with safe_open(self.path, "pt") as file:
-                if float(file.metadata()["figure"]) <= figures[self.figure]:
-                    return
-        weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
-        unfinished = self.path.with_suffix(".new")
-        save_file(weights, unfinished, {"figure": repr(figures[self.figure])})
-        unfinished.replace(self.path)
-
-    def copy_to(self, model: torch.nn.Module) -> None:
-        from safetensors.torch import load_file
-
-        dtypes = {n: w.dtype for n, w in model.state_dict().items()}
-        model.load_state_dict({n: w.to(dtypes[n]) for n, w in load_file(self.path).items()}, strict=False)
-
-
-def _evaluate(stage: Stage, model: torch.nn.Module, average: WeightAverage | None) -> dict[str, float]:
+def _evaluate(
+    stage: Stage, model: torch.nn.Module, average: WeightAverage | None, sharded: bool
+) -> dict[str, float]:
     """Held-out figures of the weights that would be exported; the training weights come back afterwards."""
     import torch
 
@@ -280,7 +303,7 @@ def _evaluate(stage: Stage, model: torch.nn.Module, average: WeightAverage | Non
         average.copy_to(model)
     model.eval()
     with torch.no_grad():
-        figures = stage.evaluate(model)
+        figures = stage.evaluate(_plain(stage, model, sharded).eval())
     if kept is not None:
         model.load_state_dict(kept)
     model.train()
@@ -293,8 +316,3 @@ def _to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(_to_device(value, device) for value in batch)
     return batch.to(device, non_blocking=True) if hasattr(batch, "to") else batch
-
-
-def _log(folder: Path, **figures: float) -> None:
-    with (folder / "log.jsonl").open("a") as file:
-        file.write(json.dumps(figures) + "\n")

@@ -38,20 +38,33 @@ class Size:
     layers: int
     width: int
     heads: int
+    learning_rate: float = 1e-3  # AdamW's peak
 
     @property
     def feed_forward(self) -> int:
         return -(-8 * self.width // 3 // 16) * 16
 
+    @property
+    def matrices(self) -> int:
+        """Weights in the matrices of one layer."""
+        return 4 * self.width**2 + 3 * self.width * self.feed_forward
 
+    def parameters(self, vocabulary: int, *, tie_embeddings: bool = True) -> int:
+        """Parameters of a model over so many tokens."""
+        embeddings = vocabulary * self.width * (1 if tie_embeddings else 2)
+        return self.layers * (self.matrices + 2 * self.width) + self.width + embeddings
+
+
+# The names count parameters, tied embeddings of some 58,000 tokens included. Depth, width and learning rate: 2.7b as in
+# RA-CM3; 350m, 760m and 7b as in CM3Leon (arXiv 2309.02591); 125m as in GPT-3; the two smaller ones are ours.
 SIZES = {
-    "tiny": Size(6, 256, 4),
-    "small": Size(12, 512, 8),
-    "125m": Size(12, 768, 12),
-    "350m": Size(24, 1024, 16),
-    "760m": Size(24, 1536, 16),
-    "2.7b": Size(32, 2560, 32),
-    "7b": Size(32, 4096, 32),
+    "tiny": Size(6, 256, 4, 1e-3),
+    "small": Size(12, 512, 8, 1e-3),
+    "125m": Size(12, 768, 12, 6e-4),
+    "350m": Size(24, 1024, 16, 6e-4),
+    "760m": Size(24, 1536, 16, 5e-4),
+    "2.7b": Size(32, 2560, 32, 1e-4),
+    "7b": Size(32, 4096, 32, 1.2e-4),
 }
 
 

@@ -1,0 +1,138 @@
+"""racm3 train: the three models, from a recipe and the user's own documents."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import output
+from .options import JsonOption
+
+if TYPE_CHECKING:
+    from ..interfaces import Progress
+
+train = typer.Typer(no_args_is_help=True, help="Train the models from a recipe (TOML), stage by stage.")
+
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="See examples/recipes.")]
+RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run, which the stages share.")]
+NameOption = Annotated[str, typer.Option("--name", help="Sub-folder of the run. Default: the stage's name.")]
+RUN = Path("run")
+
+
+@train.command(epilog="Example: racm3 train image-tokenizer image-tokenizer.toml --run runs/mine")
+def image_tokenizer(recipe: RecipeArgument, run: RunOption = RUN, name: NameOption = "", as_json: JsonOption = False) -> None:
+    """Stage one: pictures to tokens and back. A run that was stopped goes on."""
+    _start("image-tokenizer", recipe, run, name, as_json)
+
+
+@train.command(epilog="Example: racm3 train retriever retriever.toml --run runs/mine")
+def retriever(recipe: RecipeArgument, run: RunOption = RUN, name: NameOption = "", as_json: JsonOption = False) -> None:
+    """Stage two: the encoder that finds documents. Not needed where the generator's recipe names another."""
+    _start("retriever", recipe, run, name, as_json)
+
+
+@train.command(epilog="Example: racm3 train generator generator.toml --run runs/mine --dry-run --gpus 8")
+def generator(
+    recipe: RecipeArgument,
+    run: RunOption = RUN,
+    name: NameOption = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Parameters, memory, tokens and time; nothing is trained.")] = False,
+    gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: for so many data-centre GPUs.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stage three: the generator, with retrieved documents before each document."""
+    if dry_run:
+        _estimate(recipe, run, gpus, as_json)
+    elif gpus is not None:
+        raise typer.BadParameter("goes with --dry-run; training takes the processes that torchrun starts", param_hint="--gpus")
+    else:
+        _start("generator", recipe, run, name, as_json)
+
+
+@train.command(epilog="Example: racm3 train resume runs/mine/generator")
+def resume(
+    folder: Annotated[Path, typer.Argument(help="Folder of a stage, such as run/generator.")], as_json: JsonOption = False
+) -> None:
+    """Go on with a run that was stopped, by the recipe that it was started with."""
+    from ..training.runs import Run, recorded
+
+    folder = folder.resolve()
+    kind, recipe = recorded(folder)
+    _train(kind, recipe, Run(folder.parent), folder.name, as_json)
+
+
+def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
+    from ..training.runs import Run, check_same_recipe, check_tables, read_stage_recipe
+
+    recipe = read_stage_recipe(path)
+    check_tables(kind, recipe)
+    check_same_recipe(folder / (name or kind), kind, recipe)
+    _train(kind, recipe, Run(folder), name or kind, as_json)
+
+
+def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: bool) -> None:
+    from ..training.dataset import skipped
+    from ..training.runs import open_corpus, train_stage
+
+    with _shown(f"{name} in {run.folder}") as progress:
+        corpus = open_corpus(run, kind, recipe, progress)
+        bad = skipped(run.folder / "data")
+        if bad:
+            output.note(f"{len(bad)} samples were passed over; they are listed in {run.folder / 'data' / 'skipped.jsonl'}:")
+            for sample in bad[:5]:
+                output.note(f"  {sample['where']}: {sample['error']}")
+        figures = train_stage(run, kind, recipe, corpus, name=name, progress=progress)
+    model = run.folder / name / "model"
+    if as_json:
+        output.print_json(
+            {
+                "stage": kind, "model": str(model), "documents": len(corpus.data), "held_out": len(corpus.held_out),
+                "skipped": len(bad), "figures": figures,
+            }
+        )  # fmt: skip
+        return
+    typer.echo(f"{len(corpus.data)} documents, {len(corpus.held_out)} of them held out. The model is in {model}.")
+    if figures:
+        typer.echo("On held-out documents: " + ", ".join(f"{key} {value:.4g}" for key, value in figures.items()))
+
+
+def _estimate(path: Path, folder: Path, gpus: int | None, as_json: bool) -> None:
+    from ..training.estimate import estimate
+    from ..training.runs import Run, check_tables, read_stage_recipe
+
+    recipe = read_stage_recipe(path)
+    check_tables("generator", recipe)
+    found = estimate(recipe, Run(folder), gpus=gpus)
+    if as_json:
+        output.print_json(found.as_json())
+    else:
+        output.table(["", ""], [[label, value] for label, value in found.lines()])
+
+
+@contextmanager
+def _shown(label: str) -> Iterator[Progress]:
+    """What is being done, with figures: a bar on a terminal, else a line on stderr now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    drawn = output.console()
+    output.note(label)
+    if not drawn.is_terminal:
+        last = 0.0
+
+        def line(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 10 or done == total:
+                last = time.monotonic()
+                output.note(f"{done}/{total or '?'} {what}")
+
+        yield line
+        return
+    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=drawn, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=what)

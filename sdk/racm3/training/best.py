@@ -1,0 +1,43 @@
+"""Stopping by validation: of all weights that were evaluated, the best are exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from .trainer import WeightAverage
+
+
+class BestWeights:
+    """The weights with the lowest held-out figure so far, in a file, so that a resumed run knows them too."""
+
+    def __init__(self, path: Path, figure: str) -> None:
+        self.path, self.figure = path, figure
+
+    def offer(self, figures: Mapping[str, float], model: torch.nn.Module, average: WeightAverage | None) -> None:
+        """Keep the weights that were evaluated, if they are the best; `ConfigError` if there is no such figure."""
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+
+        if self.figure not in figures:
+            raise ConfigError(f"No held-out figure named '{self.figure}'. There are: {', '.join(figures)}.")
+        if self.path.is_file():
+            with safe_open(self.path, "pt") as file:
+                if float(file.metadata()["figure"]) <= figures[self.figure]:
+                    return
+        weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
+        unfinished = self.path.with_suffix(".new")
+        save_file(weights, unfinished, {"figure": repr(figures[self.figure])})
+        unfinished.replace(self.path)
+
+    def copy_to(self, model: torch.nn.Module) -> None:
+        from safetensors.torch import load_file
+
+        dtypes = {n: w.dtype for n, w in model.state_dict().items()}
+        model.load_state_dict({n: w.to(dtypes[n]) for n, w in load_file(self.path).items()}, strict=False)

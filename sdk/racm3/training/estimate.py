@@ -1,0 +1,145 @@
+"""What training a generator will take, before it is started: `racm3 train generator RECIPE --dry-run`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+
+from ..generators.cm3.model import Size, size_named
+from ..generators.cm3.vocabulary import CONTROL
+from .recipe import read_table
+from .runs import Run, TextSettings
+
+# Dense bf16 of an H100 or H200, as published: what --gpus counts on where there is no GPU to measure.
+HOPPER_PEAK = 989e12
+SHARE = 0.4  # of the peak that training is expected to reach
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """parameters; memory: bytes on each device, by what fills it; tokens: of a step, padding not counted; operations: of
+    a step; peak: of one device, in operations a second; assumed: what the figures rest on, in words."""
+
+    size: str
+    parameters: int
+    memory: dict[str, int]
+    tokens: int
+    operations: float
+    devices: int
+    peak: float
+    steps: int
+    assumed: list[str] = field(default_factory=list)
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.operations / (self.peak * self.devices * SHARE)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "seconds_per_step": self.seconds_per_step, "seconds": self.seconds_per_step * self.steps}
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Labels and values, to print."""
+        memory = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
+        return [
+            ("size", self.size),
+            ("parameters", f"{self.parameters:,}"),
+            ("memory of each device", f"{sum(self.memory.values()) / 2**30:.2f} GiB ({memory})"),
+            ("tokens per step", f"{self.tokens:,}"),
+            ("operations per step", f"{self.operations:.3g}"),
+            ("matrix peak", f"{self.peak / 1e12:.3g} TFLOP/s, {self.devices} times"),
+            ("time per step", _duration(self.seconds_per_step)),
+            (f"time for {self.steps:,} steps", _duration(self.seconds_per_step * self.steps)),
+            ("assumed", "; ".join(self.assumed)),
+        ]
+
+
+def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) -> Estimate:
+    """An estimate for this machine, or for so many data-centre GPUs.
+
+    What is prepared in the run already (image tokenizer, text tokenizer, documents) is looked at, the rest assumed.
+    """
+    import torch
+
+    from .generator import ObjectiveSettings, generator_settings
+    from .hardware import matrix_peak, training_operations
+
+    model, trainer = generator_settings(recipe)
+    objective, size = read_table(ObjectiveSettings, recipe, "objective"), size_named(model.size)
+    assumed: list[str] = []
+    image_tokens, codes = _pictures(run, assumed)
+    words, longest = read_table(TextSettings, recipe, "tokenizer").vocabulary, min(128, model.image_offset)
+    text_tokens = _text_tokens(run, longest, assumed)
+    vocabulary = words + len(CONTROL) + codes
+
+    document = round(image_tokens + text_tokens) + 7  # the control tokens of a captioned picture with one span masked
+    lengths = [document * (k + 1) for k in objective.k]
+    of_a_batch = np.repeat(lengths, objective.batch_size) / len(objective.k)
+    here = "cuda" if torch.cuda.is_available() and trainer.device != "cpu" else "cpu"
+    if gpus is not None and here == "cpu":
+        peak = HOPPER_PEAK
+        assumed.append("GPUs with the published bf16 peak of an H200, as there is none here to measure")
+    else:
+        peak = matrix_peak(here, trainer.precision)
+        assumed.append(f"matrix peak measured on this {here} just now, in {trainer.precision}")
+    assumed.append(f"training reaches {SHARE:.0%} of the peak")
+    tokens = objective.batch_size * float(np.mean(lengths)) * trainer.accumulation
+    operations = sum(
+        training_operations(size, vocabulary, [n]) * objective.batch_size / len(lengths) for n in lengths
+    ) * trainer.accumulation  # fmt: skip
+    parameters = size.parameters(vocabulary, tie_embeddings=model.tie_embeddings)
+    memory = _memory(size, parameters, vocabulary, float(of_a_batch.sum()), max(lengths), model.attention, trainer)
+    return Estimate(
+        model.size, parameters, memory, round(tokens), operations, gpus or 1, peak, trainer.steps, assumed
+    )  # fmt: skip
+
+
+def _memory(
+    size: Size, parameters: int, vocabulary: int, tokens: float, longest: int, attention: str, trainer: Any
+) -> dict[str, int]:
+    """Bytes on one device. Activations: what a layer keeps for its backward pass, and the logits with their gradient."""
+    moments = 1 if trainer.optimizer == "muon" else 2
+    each = 2 if trainer.precision == "bf16" else 4
+    kept = each * (8 * size.width + 4 * size.feed_forward) + 4 * 2 * size.width
+    if attention == "eager":
+        kept += (each + 4) * size.heads * longest
+    return {
+        "weights": 4 * parameters, "gradients": 4 * parameters, "optimiser": 4 * moments * parameters,
+        "average": 4 * parameters if trainer.ema else 0,
+        "activations": round(tokens * (size.layers * kept + (each + 8) * vocabulary)),
+    }  # fmt: skip
+
+
+def _pictures(run: Run, assumed: list[str]) -> tuple[int, int]:
+    """Tokens of a picture, and codes, of the run's image tokenizer; the paper's, if it is not there yet."""
+    path = run.folder / "image-tokenizer" / "model" / "config.json"
+    if not path.is_file():
+        assumed.append("pictures of 1024 tokens out of 8192, as in the paper, until the image tokenizer is trained")
+        return 1024, 8192
+    config = json.loads(path.read_text())
+    side = config["sample_size"] // 2 ** (len(config["block_out_channels"]) - 1)
+    return side * side, int(config["num_vq_embeddings"])
+
+
+def _text_tokens(run: Run, longest: int, assumed: list[str]) -> float:
+    """Mean tokens of a text, over the first thousand."""
+    documents, tokenizer = run.folder / "data" / "documents.jsonl", run.prepared / "tokenizer.json"
+    if not (documents.is_file() and tokenizer.is_file()):
+        assumed.append(f"texts of {longest} tokens")
+        return longest
+    from ..generators.cm3.vocabulary import load_text_tokenizer
+
+    with documents.open(encoding="utf-8") as lines:
+        texts = [json.loads(line)["text"] for line in islice(lines, 1000)]
+    return float(np.mean([len(found.ids) for found in load_text_tokenizer(tokenizer).encode_batch(texts)]))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
+        if seconds >= length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds * 1000:.1f} ms"

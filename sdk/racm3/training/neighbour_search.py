@@ -1,0 +1,91 @@
+"""The search behind prepared neighbours: exact, over millions of documents, a block of queries at a time.
+
+The index holds the vectors once (3 GB for a million of width 768); a block of queries needs no more than its candidates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from ..document import Document
+
+Candidates: TypeAlias = list[tuple[int, float]]  # rows and scores, best first
+
+_SPARE = 8  # candidates asked for beyond those wanted, for what is left out
+_BLOCK = 65536
+
+
+class NeighbourSearch:
+    """Finds, for documents of a set, other documents of it that they may be shown.
+
+    Never the document itself, one with the same content, or one of the same group.
+    """
+
+    def __init__(
+        self, vectors: np.ndarray, documents: Sequence[Document], groups: Sequence[str], training: np.ndarray,
+        held_out: np.ndarray,
+    ) -> None:  # fmt: skip
+        """vectors: float32 [n, dim], may lie on disk; training, held_out: their rows."""
+        self.vectors, self.groups = vectors, groups
+        self.sides = [(rows, _index(vectors, rows)) for rows in (training, held_out)]
+        self.contents: list[str] = []
+        self.parts: list[frozenset[str]] = []
+        for row in range(len(documents)):
+            document = documents[row]
+            self.contents.append(document.content_hash)
+            self.parts.append(frozenset(part.content_hash for part in document.parts))
+
+    def candidates(self, rows: np.ndarray, asked: np.ndarray, count: int, *, everything: bool) -> list[Candidates]:
+        """For each of the rows, `count` documents, or all that may be shown where there are fewer.
+
+        asked: query vectors, float32 [rows, dim]. everything: search held-out documents too.
+        """
+        sides = self.sides if everything else self.sides[:1]
+        size = sum(len(members) for members, _ in sides)
+        found: list[Candidates] = [[] for _ in rows]
+        waiting, pool = np.arange(len(rows)), min(size, count + _SPARE)
+        while len(waiting):
+            # Where a crowd of duplicates filled the pool, ask for more, for those queries alone.
+            short = []
+            for place, (ids, scores) in zip(waiting, self._nearest(sides, asked[waiting], pool), strict=True):
+                allowed = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if self._may_see(rows[place], i)]
+                found[place] = allowed[:count]
+                if len(allowed) < count and pool < size:
+                    short.append(place)
+            waiting, pool = np.array(short, np.int64), min(size, 2 * pool)
+        return found
+
+    def _may_see(self, row: int, other: int) -> bool:
+        return bool(
+            row != other and self.groups[row] != self.groups[other] and self.contents[row] != self.contents[other]
+        )
+
+    @staticmethod
+    def _nearest(
+        sides: Sequence[tuple[np.ndarray, object]], asked: np.ndarray, pool: int
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Rows and scores of each query's best documents of all sides, best first."""
+        scores, rows = [], []
+        for members, index in sides:
+            if not len(members):
+                continue
+            score, place = index.search(asked, min(pool, len(members)))  # type: ignore[attr-defined]
+            scores.append(score)
+            rows.append(members[place])
+        if not scores:
+            return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in asked]
+        score, row = np.concatenate(scores, 1), np.concatenate(rows, 1)
+        order = np.argsort(-score, axis=1, kind="stable")[:, :pool]
+        return list(zip(np.take_along_axis(row, order, 1), np.take_along_axis(score, order, 1), strict=True))
+
+
+def _index(vectors: np.ndarray, rows: np.ndarray) -> object:
+    import faiss
+
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    for start in range(0, len(rows), _BLOCK):
+        index.add(np.ascontiguousarray(vectors[rows[start : start + _BLOCK]], np.float32))
+    return index

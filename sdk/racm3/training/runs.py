@@ -1,0 +1,262 @@
+"""A training run: a folder with one sub-folder a stage, and what the stages share.
+
+    run/
+      data/             the user's documents, read once (see `dataset`)
+      image-tokenizer/  retriever/  generator/     log.jsonl, state/, model/, and stage.json: what is trained, by which recipe
+      prepared/         tokenizer.json, image tokens, document vectors, neighbours
+
+Every stage goes on where it was stopped, and so does every preparation.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..errors import ConfigError, WeightsNotFound, nearest
+from ..interfaces import Progress, Retriever
+from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
+from .dataset import DataSettings, open_dataset
+from .recipe import read_recipe, read_table
+from .sources import corpus_of
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+    from ..generators.cm3.image_tokenizer import ImageTokenizer
+    from .documents import PreparedDocuments
+
+# Held-out figures are taken on no more than so many documents, spread evenly over those that there are.
+HELD_OUT = 1000
+
+TABLES = {
+    "image-tokenizer": ("data", "model", "trainer"),
+    "retriever": ("data", "model", "trainer"),
+    "generator": ("data", "tokenizer", "retriever", "neighbours", "model", "masking", "objective", "trainer"),
+}
+
+
+class TextSettings(BaseModel):
+    """The `[tokenizer]` table of a generator recipe: the text tokenizer, learnt from the training texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vocabulary: int = Field(2048, ge=256, description="tokens; the first generator of a run decides")
+    longest: int = Field(128, ge=1, description="tokens of a text at most; longer ones are cut")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder with one sub-folder a stage."""
+
+    folder: Path
+
+    @property
+    def prepared(self) -> Path:
+        return self.folder / "prepared"
+
+    def model(self, stage: str) -> Path:
+        """The trained model of a stage; `WeightsNotFound` if it is not there yet."""
+        path = self.folder / stage / "model"
+        if not path.is_dir():
+            raise WeightsNotFound(
+                f"{path} is missing: {stage} is not trained yet.",
+                f"Train it first: racm3 train {stage} RECIPE.toml --run {self.folder}",
+            )
+        return path
+
+
+def train_stage(
+    run: Run, kind: str, recipe: Mapping[str, Any], corpus: Corpus, *, name: str = "", progress: Progress | None = None
+) -> dict[str, float]:
+    """Train a stage, or go on with it, and return its held-out figures.
+
+    kind: image-tokenizer, retriever or generator. name: its sub-folder of the run, by default the kind.
+    """
+    from .processes import main_process_first
+
+    check_tables(kind, recipe)
+    folder = run.folder / (name or kind)
+    with main_process_first(recipe) as is_main:
+        if is_main:
+            _record(folder, kind, recipe)
+    return _STAGES[kind](run, folder, recipe, corpus, progress)
+
+
+def read_stage_recipe(path: Path) -> dict[str, Any]:
+    """A recipe file; its relative paths belong to its folder."""
+    recipe, here = read_recipe(path), path.resolve().parent
+    places = [("data", "path"), ("data", "images")]
+    if str(recipe.get("retriever", {}).get("model", "")).startswith((".", "~")):  # other names are those of architectures
+        places.append(("retriever", "model"))
+    for table, key in places:
+        if isinstance(value := recipe.get(table, {}).get(key), str):
+            recipe[table][key] = str(here / Path(value).expanduser())
+    return recipe
+
+
+def check_tables(kind: str, recipe: Mapping[str, Any]) -> None:
+    """`ConfigError` for a kind of stage that there is not, or a table that it does not read."""
+    if kind not in TABLES:
+        raise ConfigError(f"No stage named '{kind}'. There are: {', '.join(TABLES)}.", nearest(kind, TABLES))
+    for table in recipe:
+        if table not in TABLES[kind]:
+            raise ConfigError(
+                f"A recipe for {kind} has no table [{table}]. Tables: {', '.join(TABLES[kind])}.",
+                nearest(table, TABLES[kind]),
+            )
+
+
+def open_corpus(run: Run, kind: str, recipe: Mapping[str, Any], progress: Progress | None = None) -> Corpus:
+    """The documents that a recipe's `[data]` names, read into the run's folder the first time."""
+    from .processes import main_process_first
+
+    settings = read_table(DataSettings, recipe, "data")
+    if ":" in settings.source:
+        return corpus_of(settings.source, kind)
+    with main_process_first(recipe):
+        return open_dataset(settings, run.folder / "data", progress)
+
+
+# --- what is trained, by which recipe -----------------------------------------------------------------------------
+
+
+def recorded(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The kind and the recipe of a stage's folder; `ConfigError` if nothing was trained there."""
+    path = folder / "stage.json"
+    if not path.is_file():
+        raise ConfigError(
+            f"{folder} is no folder of a training stage: it has no stage.json.", "Give one such as run/generator."
+        )
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return found["stage"], found["recipe"]
+
+
+def check_same_recipe(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
+    """`ConfigError` if a run in this folder was started with another recipe: it would be neither one nor the other."""
+    if not (folder / "state").is_dir() or not (folder / "stage.json").is_file():
+        return
+    kind_before, before = recorded(folder)
+    plain = json.loads(json.dumps(dict(recipe), default=str))
+    changed = sorted(table for table in {*before, *plain} if before.get(table) != plain.get(table))
+    if kind_before != kind or changed:
+        raise ConfigError(
+            f"{folder} holds a run by another recipe: {', '.join(f'[{table}]' for table in changed) or kind_before} differs.",
+            f"Go on with it: racm3 train resume {folder}. Or start anew with another --run or --name.",
+        )
+
+
+def _record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / "stage.json.new"
+    new.write_text(json.dumps({"stage": kind, "recipe": dict(recipe)}, indent=2, default=str) + "\n", encoding="utf-8")
+    os.replace(new, folder / "stage.json")
+
+
+# --- the stages ---------------------------------------------------------------------------------------------------
+
+
+def _image_tokenizer(
+    run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
+) -> dict[str, float]:
+    from .image_tokenizer import ImageTokenizerSettings, train_image_tokenizer
+
+    wanted, size = read_table(ImageTokenizerSettings, recipe, "model").size, corpus.data.pixels.shape[1]
+    if wanted != size:
+        raise ConfigError(f"[model] size is {wanted}, but the pictures have {size} pixels.", f"Set [model] size = {size}.")
+    data, held_out = _sides(corpus)
+    return train_image_tokenizer(recipe, data, held_out, folder, progress=progress)
+
+
+def _retriever(
+    run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
+) -> dict[str, float]:
+    from .retriever import train_retriever
+
+    data, held_out = _sides(corpus)
+    return train_retriever(recipe, data, held_out, folder, progress)
+
+
+def _generator(
+    run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
+) -> dict[str, float]:
+    from ..generators.cm3.image_tokenizer import ImageTokenizer
+    from .generator import train_generator
+    from .processes import main_process_first
+
+    with main_process_first(recipe):
+        text_tokenizer = _text_tokenizer(run, recipe, corpus)
+        image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"))
+        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
+    return train_generator(
+        recipe, replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer, folder, progress=progress
+    )
+
+
+_STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {
+    "image-tokenizer": _image_tokenizer, "retriever": _retriever, "generator": _generator,
+}  # fmt: skip
+
+
+def _few(rows: np.ndarray) -> np.ndarray:
+    return rows if len(rows) <= HELD_OUT else rows[np.linspace(0, len(rows) - 1, HELD_OUT).astype(np.int64)]
+
+
+def _sides(corpus: Corpus) -> tuple[TrainingSet, TrainingSet]:
+    return corpus.data.select(corpus.training), corpus.data.select(_few(corpus.held_out))
+
+
+def _text_tokenizer(run: Run, recipe: Mapping[str, Any], corpus: Corpus) -> Tokenizer:
+    """The text tokenizer of all generators of a run, learnt from the training texts by the first of them."""
+    from ..generators.cm3.vocabulary import load_text_tokenizer
+    from .text_tokenizer import train_text_tokenizer
+
+    path = run.prepared / "tokenizer.json"
+    if path.is_file():
+        return load_text_tokenizer(path)
+    texts = (corpus.data.texts[row] for row in corpus.training)
+    return train_text_tokenizer(texts, read_table(TextSettings, recipe, "tokenizer").vocabulary, path)
+
+
+def _prepared(
+    run: Run, recipe: Mapping[str, Any], corpus: Corpus, text_tokenizer: Tokenizer, image_tokenizer: ImageTokenizer,
+    progress: Progress | None,
+) -> PreparedDocuments:  # fmt: skip
+    """Documents as tokens, with neighbours where the recipe retrieves; prepared once a run."""
+    from ..generators.cm3.model import fingerprint
+    from ..samplers.diverse import DiverseSampler
+    from .documents import prepare_documents
+    from .generator import ObjectiveSettings
+    from .neighbours import NeighbourSettings, prepare_neighbours
+
+    objective = read_table(ObjectiveSettings, recipe, "objective")
+    made_from = {"image tokenizer": fingerprint(run.model("image-tokenizer")), "documents": corpus.digest}
+    prepared = prepare_documents(
+        corpus.data, corpus.held_out, text_tokenizer, image_tokenizer, variants=VARIANTS if objective.variants else 1,
+        longest=read_table(TextSettings, recipe, "tokenizer").longest, path=run.prepared / "images.npy",
+        made_from=made_from, progress=progress,
+    )  # fmt: skip
+    if max(objective.k) == 0:
+        return prepared
+    settings = read_table(NeighbourSettings, recipe, "neighbours")
+    neighbours = prepare_neighbours(
+        DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, _retriever_of(run, recipe),
+        DiverseSampler(settings.threshold), settings, folder=run.prepared, digest=corpus.digest, progress=progress,
+    )  # fmt: skip
+    return replace(prepared, neighbours=neighbours)
+
+
+def _retriever_of(run: Run, recipe: Mapping[str, Any]) -> Retriever:
+    """The retriever that `[retriever]` names, as in a pipeline file; without that table, the run's own."""
+    from ..registry import registry
+
+    settings = dict(recipe.get("retriever") or {"name": "clip", "model": str(run.model("retriever"))})
+    made: Retriever = registry().create(Retriever, settings.pop("name", "clip"), settings)
+    return made

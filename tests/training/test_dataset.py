@@ -1,0 +1,210 @@
+"""A user's documents: read from each kind of source, bad samples passed over, and kept on disk."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from racm3.errors import ConfigError
+from racm3.training.data import Corpus, DocumentRows, PixelRows, TrainingSet
+from racm3.training.dataset import DataSettings, is_held_out, open_dataset, skipped
+from racm3.training.sources import corpus_of
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 128, 0), "blue": (0, 0, 255)}
+
+
+def png(colour, size=(8, 8)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def folder(root):
+    for colour in COLOURS:
+        (root / f"{colour}.png").write_bytes(png(colour))
+        (root / f"{colour}.txt").write_text(f"a {colour} square")
+    (root / "broken.png").write_bytes(b"no picture")
+    (root / "wordless.png").write_bytes(png("white"))
+    return root
+
+
+def jsonl(root):
+    lines = []
+    for colour in COLOURS:
+        (root / f"{colour}.png").write_bytes(png(colour))
+        metadata = {"entity": "square", "source": f"by {colour}", "keywords": ["flat"]}
+        lines.append(json.dumps({"image": f"{colour}.png", "text": f"a {colour} square", "metadata": metadata}))
+    (root / "all.jsonl").write_text("\n".join([*lines, "{", json.dumps({"image": "nowhere.png", "text": "x"})]))
+    return root / "all.jsonl"
+
+
+def coco(root):
+    (root / "val").mkdir()
+    for colour in COLOURS:
+        (root / "val" / f"{colour}.png").write_bytes(png(colour))
+    images = [{"id": i, "file_name": f"{c}.png"} for i, c in enumerate([*COLOURS, "nowhere"])]
+    annotations = [
+        {"id": 10 * i + n, "image_id": i, "caption": f"a {c} square, {n}"} for n in range(2) for i, c in enumerate(COLOURS)
+    ]
+    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": [*annotations, {"id": 99, "image_id": 3, "caption": "?"}]}))
+    return root / "captions.json"
+
+
+def shards(root):
+    """Two shards as img2dataset writes them, and a torn one between them."""
+    for number, colours in enumerate((["red", "green"], [], ["blue"])):
+        with tarfile.open(root / f"0000{number}.tar", "w") as tar:
+            for n, colour in enumerate([*colours, "broken"]):
+                caption = f"a {colour} square"
+                members = {
+                    "jpg": b"no picture" if colour == "broken" else png(colour), "txt": caption.encode(),
+                    "json": json.dumps({"caption": caption, "status": "success"}).encode(),
+                }  # fmt: skip
+                for kind, data in members.items():
+                    info = tarfile.TarInfo(f"0000{number}000{n}.{kind}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    (root / "00001.tar").write_bytes(b"torn" * 300)
+    return root
+
+
+def settings(source, path, **changes):
+    return DataSettings(**{"source": source, "path": path, "size": 8, "held_out": 0.0, **changes})
+
+
+def read(root, source, make, **changes):
+    (root / "source").mkdir()
+    return open_dataset(settings(source, make(root / "source"), **changes), root / "data")
+
+
+@pytest.mark.parametrize(
+    ("source", "make", "bad"),
+    [("folder", folder, ["broken.png", "wordless.png"]), ("jsonl", jsonl, ["all.jsonl:4", "all.jsonl:5"])],
+)
+def test_documents_are_read_and_bad_samples_listed(tmp_path, source, make, bad):
+    corpus = read(tmp_path, source, make)
+    found = dict(zip(corpus.data.texts, corpus.data.pixels, strict=True))
+    assert found.keys() == {f"a {colour} square" for colour in COLOURS}
+    for colour, rgb in COLOURS.items():
+        assert (found[f"a {colour} square"] == rgb).all()
+    listed = skipped(tmp_path / "data")
+    assert [sample["where"] for sample in listed] == bad and all(sample["error"] for sample in listed)
+
+
+def test_metadata_says_what_is_shown_and_by_whom(tmp_path):
+    data = read(tmp_path, "jsonl", jsonl).data
+    assert set(data.entities) == {"square"} and [len(rows) for rows in data.rows_by_entity()] == [3]
+    assert set(data.sources) == {"by red", "by green", "by blue"} and data.keywords[0] == ["flat"]
+    assert data.groups()[0] == "square/by red"
+
+
+def test_the_captions_of_a_coco_picture_are_documents_of_one_entity_and_share_its_pixels(tmp_path):
+    corpus = read(tmp_path, "coco", coco, images=tmp_path / "source" / "val")
+    data = corpus.data
+    assert data.texts[:2] == ["a red square, 0", "a red square, 1"] and data.entities[:2] == ["0", "0"]
+    assert len(set(data.groups())) == 3 and len(data) == 6 and len(set(data.ids)) == 6
+    assert (tmp_path / "data" / "pixels.bin").stat().st_size == 3 * 8 * 8 * 3
+    assert (data.pixels[3] == COLOURS["green"]).all()
+    assert [sample["where"] for sample in skipped(tmp_path / "data")] == ["nowhere.png"]
+
+
+def test_shards_are_read_past_a_torn_one(tmp_path):
+    pytest.importorskip("webdataset")
+    corpus = read(tmp_path, "webdataset", shards)
+    assert corpus.data.texts == [f"a {colour} square" for colour in COLOURS]
+    bad = [sample["where"] for sample in skipped(tmp_path / "data")]
+    assert bad[0].startswith("00000.tar/")
+    assert any("00001.tar" in where for where in bad) and len(bad) == 3
+
+
+def test_a_dataset_is_read_once_and_not_mixed_up_with_another(tmp_path):
+    corpus = read(tmp_path, "folder", folder)
+    for path in (tmp_path / "source").iterdir():
+        path.unlink()
+    again = open_dataset(settings("folder", tmp_path / "source"), tmp_path / "data")
+    assert again.data.ids == corpus.data.ids and again.digest == corpus.digest
+    with pytest.raises(ConfigError, match="table: size") as raised:
+        open_dataset(settings("folder", tmp_path / "source", size=16), tmp_path / "data")
+    assert raised.value.hint
+
+
+def test_a_reading_that_was_killed_leaves_nothing(tmp_path):
+    def kill(*_):
+        raise KeyboardInterrupt
+
+    (tmp_path / "source").mkdir()
+    for number in range(101):
+        (tmp_path / "source" / f"{number}.png").write_bytes(png("red"))
+        (tmp_path / "source" / f"{number}.txt").write_text("red")
+    chosen = settings("folder", tmp_path / "source")
+    with pytest.raises(KeyboardInterrupt):
+        open_dataset(chosen, tmp_path / "data", kill)
+    assert not (tmp_path / "data").exists()
+    assert len(open_dataset(chosen, tmp_path / "data").data) == 101
+
+
+def test_entities_are_held_out_by_their_hash(tmp_path):
+    entities = [str(number) for number in range(2000)]
+    assert np.mean([is_held_out(entity, 0.1) for entity in entities]) == pytest.approx(0.1, abs=0.02)
+    assert all(is_held_out(e, 0.3) for e in entities if is_held_out(e, 0.1))
+    corpus = read(tmp_path, "folder", folder, held_out=0.5)
+    held = {corpus.data.ids[row] for row in corpus.held_out}
+    assert held == {id for id in corpus.data.ids if is_held_out(id, 0.5)}
+    assert not set(corpus.training) & set(corpus.held_out)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"source": "foldr"}, "Did you mean 'folder'"), ({"path": None}, "no path"), ({"held_out": 0.999999}, "held out"),
+        ({"source": "coco"}, "captions.json"), ({"source": "webdataset"}, "no shards"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(tmp_path, changes, message):
+    (tmp_path / "source").mkdir()
+    path = folder(tmp_path / "source")
+    if changes.get("source") == "coco":
+        path = tmp_path / "captions.json"
+    with pytest.raises(ConfigError, match=message):
+        open_dataset(settings(**{"source": "folder", "path": path, **changes}), tmp_path / "data")
+
+
+def test_a_folder_without_captions_is_refused(tmp_path):
+    (tmp_path / "one.png").write_bytes(png("red"))
+    with pytest.raises(ConfigError, match="no document with a picture and a text") as raised:
+        open_dataset(settings("folder", tmp_path), tmp_path / "data")
+    assert "one.png" in raised.value.message and ".txt" in raised.value.hint
+
+
+def numbered():
+    pixels = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(3, 3)
+    return TrainingSet(PixelRows(pixels, np.array([4, 3, 2])), list("abc"), ["x", "y", "z"], list("aab"))
+
+
+def test_rows_of_pictures_stay_on_disk_until_they_are_asked_for():
+    data = numbered()
+    assert isinstance(data.pixels[1:], PixelRows) and data.pixels[1:].shape == (2, 1, 1, 3)
+    assert np.asarray(data.pixels[np.array([2, 0])])[:, 0, 0, 0].tolist() == [2, 4]
+    some = data.select(np.array([2, 1]))
+    assert (some.ids, some.texts, some.entities) == (["c", "b"], ["z", "y"], ["b", "a"])
+    assert int(some.pixels[0][0, 0, 0]) == 2
+    assert [document.text for document in DocumentRows(data)[1:]] == ["y", "z"]
+
+
+def test_a_function_may_be_the_source(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("my_own")
+    module.corpus = lambda stage: Corpus(numbered(), np.array([2]))
+    module.wrong = lambda stage: []
+    monkeypatch.setitem(sys.modules, "my_own", module)
+    assert corpus_of("my_own:corpus", "generator").training.tolist() == [0, 1]
+    for target in ("my_own:wrong", "my_own:nothing", "nowhere_at_all:x"):
+        with pytest.raises(ConfigError, match=target):
+            corpus_of(target, "generator")

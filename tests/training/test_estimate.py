@@ -1,0 +1,81 @@
+"""What training will take: the sizes' names, the operations of a step, and the dry run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from racm3.generators.cm3.model import SIZES, build_model
+from racm3.generators.cm3.vocabulary import CONTROL, Vocabulary
+from racm3.training import hardware
+from racm3.training.estimate import HOPPER_PEAK, SHARE, estimate
+from racm3.training.hardware import matrix_peak, training_operations
+from racm3.training.runs import Run
+
+NAMED = {"125m": 125e6, "350m": 350e6, "760m": 760e6, "2.7b": 2.7e9, "7b": 7e9}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_a_size_has_the_parameters_that_its_name_says(name):
+    """With the paper's vocabularies: 50,272 text tokens, 8,192 image tokens."""
+    assert SIZES[name].parameters(50_272 + len(CONTROL) + 8192) == pytest.approx(NAMED[name], rel=0.05)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+@pytest.mark.parametrize("name", ["tiny", "125m", "7b"])
+def test_parameters_are_counted_as_they_are_built(name, tie):
+    vocabulary = Vocabulary(1000, 64)
+    with torch.device("meta"):
+        model = build_model(SIZES[name], vocabulary, tie_embeddings=tie)
+    assert sum(p.numel() for p in model.parameters()) == SIZES[name].parameters(vocabulary.size, tie_embeddings=tie)
+
+
+def test_operations_are_six_for_each_weight_and_token_and_grow_with_the_square_of_the_length():
+    size = SIZES["125m"]
+    short = training_operations(size, 1000, [1] * 10)
+    matrices = size.parameters(1000) - size.layers * 2 * size.width - size.width
+    assert short == pytest.approx(6 * 10 * matrices, rel=1e-2)
+    one, two = training_operations(size, 1000, [1000, 1000]), training_operations(size, 1000, [2000])
+    assert two - one == pytest.approx(6 * size.layers * size.width * 2 * 1000**2)
+
+
+def test_the_matrix_peak_is_that_of_a_multiplication():
+    torch.manual_seed(0)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert 1e8 < matrix_peak("cpu", "fp32", 0.01) < 1e15
+    assert torch.equal(torch.rand(1), drawn)
+
+
+def recipe(**trainer):
+    return {
+        "tokenizer": {"vocabulary": 2000}, "model": {"size": "350m", "image_offset": 40},
+        "objective": {"batch_size": 8, "k": [0, 2]},
+        "trainer": {"steps": 100, "accumulation": 4, "precision": "bf16", "device": "cpu", **trainer},
+    }  # fmt: skip
+
+
+def test_a_dry_run_says_what_it_rests_on(tmp_path):
+    found = estimate(recipe(), Run(tmp_path), gpus=8)
+    assert found.parameters == SIZES["350m"].parameters(2000 + len(CONTROL) + 8192)
+    assert found.tokens == 4 * 8 * 2 * (1024 + 40 + 7)
+    assert (found.devices, found.peak) == (8, HOPPER_PEAK)
+    assert found.seconds_per_step == pytest.approx(found.operations / (8 * HOPPER_PEAK * SHARE))
+    assert found.memory["weights"] == found.memory["gradients"] == found.memory["optimiser"] / 2 == 4 * found.parameters
+    assert found.memory["average"] == 0 < estimate(recipe(ema=0.9), Run(tmp_path), gpus=1).memory["average"]
+    said = dict(found.lines())["assumed"]
+    assert "1024 tokens" in said and "texts of 40 tokens" in said and "H200" in said
+    assert json.loads(json.dumps(found.as_json()))["seconds"] == pytest.approx(100 * found.seconds_per_step)
+
+
+def test_what_is_prepared_is_looked_at_and_this_machine_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "matrix_peak", lambda device, precision: 1e12)
+    model = tmp_path / "image-tokenizer" / "model"
+    model.mkdir(parents=True)
+    config = {"sample_size": 64, "block_out_channels": [8, 8, 8, 8], "num_vq_embeddings": 512}
+    (model / "config.json").write_text(json.dumps(config))
+    found = estimate(recipe(), Run(tmp_path))
+    assert found.tokens == 4 * 8 * 2 * (64 + 40 + 7) and (found.devices, found.peak) == (1, 1e12)
+    assert found.parameters == SIZES["350m"].parameters(2000 + len(CONTROL) + 512)
