@@ -65,7 +65,7 @@ def test_a_memory_that_was_used_is_sound(folder):
         ("DELETE FROM contents WHERE key = 11", "1 parts show nothing"),
         ("DELETE FROM tags WHERE seq = 6 AND field = 1", "Filters do not find document 'd5'"),
         ("UPDATE fields SET value = 77 WHERE value = 5", "Filters do not find document 'd5'"),
-        ("INSERT INTO tags VALUES (1, 2)", "by 1 values that they do not have"),
+        ("INSERT INTO tags SELECT max(key), 2 FROM fields WHERE value = 29", "by 1 values that they do not have"),
         ("UPDATE sqlite_sequence SET seq = 20", "10 documents are numbered above"),
         ("UPDATE manifest SET value = 'other' WHERE name = 'fingerprint'", "does not know its encoder"),
         ("UPDATE manifest SET value = 8 WHERE name = 'dim'", "does not know its encoder"),

@@ -184,7 +184,7 @@ def _pieces(image: Image) -> int:
 
 
 def _checksum(key: str, exact: str) -> str:
-    return checksum(key, exact).hex()
+    return checksum(key.encode(), exact.encode()).hex()
 
 
 def _for_others(metadata: Mapping[str, Any]) -> dict[str, Any]:

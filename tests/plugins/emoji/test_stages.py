@@ -53,6 +53,8 @@ def test_every_stage_has_a_recipe_for_every_hardware() -> None:
 def test_vanilla_is_trained_alike() -> None:
     run = stages.Run(Path("."), stages.recipes_for("cpu"), World([], np.empty((0, 64, 64, 3), np.uint8)))
     ours, vanilla = run.recipe("generator"), run.recipe("vanilla")
+    # Each keeps the best of its own kind; all else is the same.
+    assert (ours["trainer"].pop("keep_best"), vanilla["trainer"].pop("keep_best")) == ("held_out_k2", "held_out_k0")
     assert ours["model"] == vanilla["model"] and ours["trainer"] == vanilla["trainer"]
     assert vanilla["objective"]["k"] == [0]
     assert ours["objective"]["batch_size"] == vanilla["objective"]["batch_size"]
