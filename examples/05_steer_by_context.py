@@ -22,7 +22,9 @@ with Pipeline.from_preset("emoji") as pipeline:
     drawn = [
         pipeline.imagine(caption, context=[kuwait], seed=0, options={"temperature": 0.5}),
         pipeline.imagine(caption, context=[sweden], seed=0, options={"temperature": 0.5}),
-        pipeline.imagine(caption, context=[kuwait], k=1, where={"group": "flags"}, seed=0, options={"temperature": 0.5}),
+        pipeline.imagine(
+            caption, context=[kuwait], k=1, where={"group": "flags"}, seed=0, options={"temperature": 0.5}
+        ),
     ]
 
 sheet = Image.new("RGB", (3 * 200, 400), "white")

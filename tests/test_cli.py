@@ -283,7 +283,10 @@ def test_caption_prints_words(memory: Path, run):
         (("caption", "nope.png", "--preset", "toy"), "nope.png cannot be read: No such file or directory. Give the"),
         (("caption", __file__, "--preset", "toy"), "in PNG, JPEG, WEBP, GIF, BMP format. Convert it"),
         (("search", "--image", __file__, "--preset", "toy"), "test_cli.py is not a picture"),
-        (("search", "x", "--memory", "nowhere", "--preset", "toy"), "There is no memory at nowhere, and none is named so. Installed: "),
+        (
+            ("search", "x", "--memory", "nowhere", "--preset", "toy"),
+            "There is no memory at nowhere, and none is named so. Installed: ",
+        ),
         (("search", "x", "--preset", "toy"), "toy-memory. Make one: racm3 index FOLDER --preset toy --memory"),
         (("search", "x", "--preset", "tyo"), "Did you mean 'toy'?"),
         (("search", "x", "--config", "nope.toml"), "There is no pipeline file nope.toml"),

@@ -84,7 +84,9 @@ def test_check_takes_a_distribution_or_the_settings_of_a_pipeline(shelf: Path, r
     assert code == 1 and out == ""
     code, out, _ = run("plugins", "check", "hashing", "--preset", "toy", "--json")
     assert code == 0 and json.loads(out)[0]["failed"] == 0
-    Path("p.toml").write_text('[retriever]\nname="hashing"\n[memory]\nname="shelf"\npath="kept"\n[sampler]\nname="topk"\n')
+    Path("p.toml").write_text(
+        '[retriever]\nname="hashing"\n[memory]\nname="shelf"\npath="kept"\n[sampler]\nname="topk"\n'
+    )
     code, _, err = run("plugins", "check", "diverse", "--config", "p.toml")
     assert code == 1 and "That pipeline's sampler is 'topk', not 'diverse'." in err
     code, out, _ = run("plugins", "check", "topk", "--config", "p.toml")
@@ -162,7 +164,9 @@ def test_a_memory_is_chosen_by_its_name_or_its_path(shelf: Path, run):
 
 
 def test_schema_describes_what_is_installed(shelf: Path, run, install):
-    install("racm3-bad", '@hookimpl\ndef racm3_components():\n    yield Component(Sampler, "bad", "no_such_module:Bad")')
+    install(
+        "racm3-bad", '@hookimpl\ndef racm3_components():\n    yield Component(Sampler, "bad", "no_such_module:Bad")'
+    )
     code, out, err = run("config", "schema")
     schema = json.loads(out)
     assert code == 0 and "sampler bad is left out" in err

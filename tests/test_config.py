@@ -125,7 +125,11 @@ def test_secrets_come_from_the_environment_and_are_never_shown(write, monkeypatc
             "[memroy]",
             "No table 'memroy'. Tables: retriever, memory, sampler, generator. Did you mean 'memory'?",
         ),
-        ("path =", "pth =", "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision. Did you mean 'path'?"),
+        (
+            "path =",
+            "pth =",
+            "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision. Did you mean 'path'?",
+        ),
         ("dim = 32", "dim = 'wide'", "Retriever 'hashing': dim = 'wide' is not valid: Input should be a valid integer"),
         ('name = "painting"', "", "The table [generator] needs a name"),
         ('name = "painting"', "name = 3", "The table [generator] needs a name"),

@@ -75,6 +75,8 @@ def test_a_picture_to_judge(script: str, says: str, size: tuple[int, int], tmp_p
 def test_labels_with_their_probabilities(tmp_path: Path) -> None:
     said = run("06_classify.py", cwd=tmp_path).splitlines()
     assert [line.split(":")[0] for line in said[1:]] == ["no example", "one example of each", "two retrieved documents"]
+
+
 def test_all_three_models_are_trained_on_a_folder_of_pictures(tmp_path: Path) -> None:
     """And the run goes on from its folder alone: the recipe stands there."""
     from PIL import Image, ImageDraw

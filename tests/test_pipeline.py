@@ -347,6 +347,7 @@ def test_errors_that_say_what_is_missing(pipeline: Pipeline):
     pipeline.generator = Mute()
     with pytest.raises(ModalityError, match=r"Mute does not make text\. It can make: image"):
         pipeline.caption(drawing("red"))
+
     class Neither(PaintingGenerator):
         emits = frozenset()
 

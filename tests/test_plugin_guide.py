@@ -29,7 +29,10 @@ class Environment:
         commands = place / "env" / "bin"
         python = commands / "python"
         # The same pip, which must neither fetch a build backend nor anything else.
-        self._script(commands / "pip", f'#!/bin/sh\nshift\nexec {python} -m pip install -q --no-build-isolation --no-index "$@"\n')
+        self._script(
+            commands / "pip",
+            f'#!/bin/sh\nshift\nexec {python} -m pip install -q --no-build-isolation --no-index "$@"\n',
+        )
         self._script(commands / "racm3", f"#!{python}\nfrom racm3.cli import main\nmain()\n")
         self._variables = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "500"}
         self._variables.pop("VIRTUAL_ENV", None)
@@ -56,7 +59,10 @@ def environment(tmp_path: Path) -> Environment:
 
 @pytest.mark.slow
 def test_every_block_of_the_guide(environment: Environment):
-    printed, blocks = "", re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    printed, blocks = (
+        "",
+        re.findall(r"^```(\w+)\n(.*?)^```$", GUIDE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE),
+    )
     assert {language for language, _ in blocks} == {"bash", "python", "text", "toml"}
     for language, block in blocks:
         if language == "bash":

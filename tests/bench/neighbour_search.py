@@ -1,6 +1,6 @@
 """Neighbour search over many documents: memory, and queries a second beside raw faiss.
 
-    python tests/bench/neighbour_search.py [documents] [width] [queries]
+python tests/bench/neighbour_search.py [documents] [width] [queries]
 """
 
 from __future__ import annotations

@@ -126,7 +126,12 @@ def test_a_part_is_encoded_as_open_clip_does_and_parts_are_pooled_by_modality(ch
     one, two = picture(1), picture(2)
     (t1, t2), (i1, i2) = by_open_clip(checkpoint, ["a red kite", "a boat"], [one, two])
     got = retriever.encode_document(
-        [Document("a red kite"), Document(one), Document(["a red kite", one]), Document([one, "a red kite", two, "a boat"])]
+        [
+            Document("a red kite"),
+            Document(one),
+            Document(["a red kite", one]),
+            Document([one, "a red kite", two, "a boat"]),
+        ]
     )
     expected = [t1, i1, unit((t1 + i1) / 2), unit((t1 + t2) / 2 + (i1 + i2) / 2)]
     np.testing.assert_allclose(got, np.stack(expected), atol=1e-5)
@@ -176,7 +181,9 @@ def test_a_text_that_spells_a_control_token_stays_text(checkpoint, retriever):
     assert by_itself([f"{END} kite {PADDING} kite"])[0].tolist() == ids
 
 
-@pytest.mark.parametrize("text", ["a <end_of_text> b", "&lt;end_of_text&gt; b", "&amp;amp;amp;lt;END_OF_TEXT&gt;", "<start_of_text>"])
+@pytest.mark.parametrize(
+    "text", ["a <end_of_text> b", "&lt;end_of_text&gt; b", "&amp;amp;amp;lt;END_OF_TEXT&gt;", "<start_of_text>"]
+)
 def test_nor_does_it_with_the_tokenizer_of_the_openai_models(text):
     from open_clip import SimpleTokenizer
 

@@ -49,9 +49,13 @@ def coco(root):
         (root / "val" / f"{colour}.png").write_bytes(png(colour))
     images = [{"id": i, "file_name": f"{c}.png"} for i, c in enumerate([*COLOURS, "nowhere"])]
     annotations = [
-        {"id": 10 * i + n, "image_id": i, "caption": f"a {c} square, {n}"} for n in range(2) for i, c in enumerate(COLOURS)
+        {"id": 10 * i + n, "image_id": i, "caption": f"a {c} square, {n}"}
+        for n in range(2)
+        for i, c in enumerate(COLOURS)
     ]
-    (root / "captions.json").write_text(json.dumps({"images": images, "annotations": [*annotations, {"id": 99, "image_id": 3, "caption": "?"}]}))
+    (root / "captions.json").write_text(
+        json.dumps({"images": images, "annotations": [*annotations, {"id": 99, "image_id": 3, "caption": "?"}]})
+    )
     return root / "captions.json"
 
 

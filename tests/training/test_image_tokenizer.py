@@ -113,7 +113,9 @@ def test_a_batch_depends_on_the_step_only():
 
 def test_pictures_are_training_pictures_some_of_them_in_a_variant():
     originals = {picture.tobytes() for picture in DATA.pixels}
-    variants = {np.ascontiguousarray(variant(picture, n)).tobytes() for picture in DATA.pixels for n in range(1, VARIANTS)}
+    variants = {
+        np.ascontiguousarray(variant(picture, n)).tobytes() for picture in DATA.pixels for n in range(1, VARIANTS)
+    }
     plain = [p.numpy().tobytes() for p in stage(recolour=0.0, batch_size=64).batch(0, 0)["pixels"]]
     assert set(plain) <= originals
     mixed = [p.numpy().tobytes() for p in stage(recolour=0.5, batch_size=200).batch(0, 0)["pixels"]]

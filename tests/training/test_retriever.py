@@ -17,7 +17,13 @@ from racm3.training.retriever import RetrieverSettings, RetrieverStage, retrieva
 from racm3.training.retriever_batches import PairSampler, TextViews, augment, draw_batch
 from racm3.training.text_tokenizer import train_text_tokenizer
 
-COLOURS = {"red": (220, 30, 30), "green": (30, 160, 40), "blue": (40, 60, 220), "yellow": (230, 210, 40), "grey": (120, 120, 120)}
+COLOURS = {
+    "red": (220, 30, 30),
+    "green": (30, 160, 40),
+    "blue": (40, 60, 220),
+    "yellow": (230, 210, 40),
+    "grey": (120, 120, 120),
+}
 SHAPES = ("square", "bar", "frame", "cross", "corner")
 STYLES = ("Flat", "Soft", "Dark")
 
@@ -78,7 +84,9 @@ def recipe(**trainer) -> dict:
 # --- the text tokenizer ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["  Two  Spaces\n", "Ünïcödé é é", "日本 🪕👩🏽‍🚒", f"<mask:0> {END} {PADDING} <eoss>", "\x00\x7f"])
+@pytest.mark.parametrize(
+    "text", ["  Two  Spaces\n", "Ünïcödé é é", "日本 🪕👩🏽‍🚒", f"<mask:0> {END} {PADDING} <eoss>", "\x00\x7f"]
+)
 def test_every_text_comes_back_exactly_as_it_went_in(tmp_path, text):
     tokenizer = train_text_tokenizer(DATA.texts, 300, tmp_path / "tokenizer.json")
     assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False) == text
@@ -152,7 +160,9 @@ def test_made_up_names_keep_their_name_and_differ_from_their_neighbour_in_a_word
 
 def test_pictures_without_augmentation_are_only_scaled():
     plain = augment(DATA.pixels[:4], 32, np.random.default_rng(0), 0.0)
-    torch.testing.assert_close(plain, torch.from_numpy(DATA.pixels[:4].copy()).permute(0, 3, 1, 2) / 127.5 - 1, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        plain, torch.from_numpy(DATA.pixels[:4].copy()).permute(0, 3, 1, 2) / 127.5 - 1, atol=1e-4, rtol=0
+    )
     strong = augment(DATA.pixels[:4], 48, np.random.default_rng(0), 1.0)
     assert strong.shape == (4, 3, 48, 48) and float(strong.abs().max()) <= 1.0 + 1e-4
 
@@ -172,7 +182,9 @@ def test_documents_can_take_part_in_the_loss(tmp_path):
     changed["model"]["document"] = 1.0
     train_retriever(changed, DATA, HELD_OUT, tmp_path)
     first = json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
-    parts = {name: first[name] for name in ("image_text", "image_image", "text_text", "image_document", "text_document")}
+    parts = {
+        name: first[name] for name in ("image_text", "image_image", "text_text", "image_document", "text_document")
+    }
     weights = {"image_text": 2.0}
     expected = sum(weights.get(n, 1.0) * v for n, v in parts.items()) / 6
     assert first["loss"] == pytest.approx(expected, abs=1e-4)
@@ -184,7 +196,9 @@ def test_a_resumed_run_ends_like_one_that_was_never_stopped(tmp_path):
     train_retriever(recipe(steps=3, schedule="constant"), DATA, HELD_OUT, tmp_path / "resumed")
     train_retriever(recipe(schedule="constant"), DATA, HELD_OUT, tmp_path / "resumed")
     train_retriever(recipe(schedule="constant"), DATA, HELD_OUT, tmp_path / "constant")
-    constant, resumed = (load_file(tmp_path / n / "model" / "open_clip_model.safetensors") for n in ("constant", "resumed"))
+    constant, resumed = (
+        load_file(tmp_path / n / "model" / "open_clip_model.safetensors") for n in ("constant", "resumed")
+    )
     assert all(torch.equal(constant[name], resumed[name]) for name in constant)
     whole = load_file(tmp_path / "whole" / "model" / "open_clip_model.safetensors")
     assert not torch.equal(whole["text_projection"], constant["text_projection"])
@@ -205,8 +219,12 @@ def test_the_export_gives_open_clip_the_vectors_that_were_trained(tmp_path):
     assert torch.equal(tokens, stage.tokens(DATA.texts[:3]))
     with torch.no_grad():
         images = torch.stack([preprocess(Image.fromarray(p)) for p in DATA.pixels[:3]])
-        np.testing.assert_allclose(model.encode_image(images, normalize=True).numpy(), encode_images(DATA.pixels[:3]), atol=1e-4)
-        np.testing.assert_allclose(model.encode_text(tokens, normalize=True).numpy(), encode_texts(DATA.texts[:3]), atol=1e-5)
+        np.testing.assert_allclose(
+            model.encode_image(images, normalize=True).numpy(), encode_images(DATA.pixels[:3]), atol=1e-4
+        )
+        np.testing.assert_allclose(
+            model.encode_text(tokens, normalize=True).numpy(), encode_texts(DATA.texts[:3]), atol=1e-5
+        )
     assert load_file(tmp_path / "model" / "open_clip_model.safetensors")["text_projection"].dtype == torch.float16
 
 
@@ -214,7 +232,9 @@ def test_figures_of_a_perfect_and_of_a_blind_encoder():
     entities = sorted({*DATA.entities, *HELD_OUT.entities})
 
     def of(names):
-        return np.eye(len(entities), dtype=np.float32)[[entities.index("-".join(n.split(",")[0].split())) for n in names]]
+        return np.eye(len(entities), dtype=np.float32)[
+            [entities.index("-".join(n.split(",")[0].split())) for n in names]
+        ]
 
     by_pixels = {p.tobytes(): t for s in (DATA, HELD_OUT) for p, t in zip(s.pixels, s.texts, strict=True)}
     perfect = (lambda pixels: of([by_pixels[p.tobytes()] for p in pixels])), of

@@ -22,7 +22,9 @@ def corpus(n=6):
 
 
 def test_relative_paths_of_a_recipe_belong_to_its_folder(tmp_path):
-    (tmp_path / "recipe.toml").write_text('[data]\npath = "pictures"\nimages = "/here"\n[retriever]\nmodel = "./clip"\n')
+    (tmp_path / "recipe.toml").write_text(
+        '[data]\npath = "pictures"\nimages = "/here"\n[retriever]\nmodel = "./clip"\n'
+    )
     found = read_stage_recipe(tmp_path / "recipe.toml")
     assert found["data"] == {"path": str(tmp_path / "pictures"), "images": "/here"}
     assert found["retriever"]["model"] == str(tmp_path / "clip")

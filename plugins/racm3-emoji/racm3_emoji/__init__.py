@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 
 @hookimpl
 def racm3_presets() -> Iterator[Preset]:
-    yield Preset("emoji", "racm3_emoji.bundle:pipeline_tables", summary="Emoji of five vendors and six flag sets, 64x64")
+    yield Preset(
+        "emoji", "racm3_emoji.bundle:pipeline_tables", summary="Emoji of five vendors and six flag sets, 64x64"
+    )
 
 
 @hookimpl

@@ -1,10 +1,10 @@
 """What is shipped with this package: trained models, a ready memory, and the drawings that are held out of it.
 
-    bundle/retriever           an open_clip folder
-    bundle/evaluation-encoder  another, of another architecture and seed
-    bundle/generator           a CM3 checkpoint
-    bundle/memory              a read-only FaissMemory: training documents, and test entities by other vendors
-    bundle/held-out            for each test entity one vendor's drawings, which the memory lacks
+bundle/retriever           an open_clip folder
+bundle/evaluation-encoder  another, of another architecture and seed
+bundle/generator           a CM3 checkpoint
+bundle/memory              a read-only FaissMemory: training documents, and test entities by other vendors
+bundle/held-out            for each test entity one vendor's drawings, which the memory lacks
 """
 
 from __future__ import annotations
@@ -35,7 +35,9 @@ COLOURS = 48  # of a remembered drawing: a quarter fewer bytes, at 57 dB on aver
 def pipeline_tables() -> dict[str, dict[str, Any]]:
     """The tables of the preset "emoji"."""
     if not (BUNDLE / "bundle.json").is_file():
-        raise WeightsNotFound(f"There is no trained bundle in {BUNDLE}.", "Reinstall racm3-emoji, or train: racm3 emoji train")
+        raise WeightsNotFound(
+            f"There is no trained bundle in {BUNDLE}.", "Reinstall racm3-emoji, or train: racm3 emoji train"
+        )
     settings = json.loads((BUNDLE / "bundle.json").read_text())
     return {
         "retriever": {"name": "clip", "model": str(BUNDLE / "retriever")},

@@ -102,7 +102,9 @@ def train_stage(run: Run, stage: str, progress: Progress | None = None) -> dict[
     recipe["data"] = {"source": f"{__name__}:corpus"}  # by which `racm3 train resume` finds it again
     if kind == "generator":  # one text tokenizer for all generators of a run
         recipe["tokenizer"] = run.recipe("generator")["tokenizer"]
-    return runs.train_stage(runs.Run(run.folder), kind, recipe, corpus_of(run.world, kind), name=stage, progress=progress)
+    return runs.train_stage(
+        runs.Run(run.folder), kind, recipe, corpus_of(run.world, kind), name=stage, progress=progress
+    )
 
 
 STAGES: Mapping[str, str] = {

@@ -67,7 +67,9 @@ PresetOption = Annotated[
 ]
 MemoryOption = Annotated[
     str | None,
-    typer.Option("--memory", metavar="PATH|NAME", help="This memory, not the pipeline's own: a path, or one installed."),
+    typer.Option(
+        "--memory", metavar="PATH|NAME", help="This memory, not the pipeline's own: a path, or one installed."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 DocumentsOption = Annotated[int, typer.Option("-k", min=0, help="How many documents to ground the answer on.")]

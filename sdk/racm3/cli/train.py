@@ -25,7 +25,9 @@ RUN = Path("run")
 
 
 @train.command(epilog="Example: racm3 train image-tokenizer image-tokenizer.toml --run runs/mine")
-def image_tokenizer(recipe: RecipeArgument, run: RunOption = RUN, name: NameOption = "", as_json: JsonOption = False) -> None:
+def image_tokenizer(
+    recipe: RecipeArgument, run: RunOption = RUN, name: NameOption = "", as_json: JsonOption = False
+) -> None:
     """Stage one: pictures to tokens and back. A run that was stopped goes on."""
     _start("image-tokenizer", recipe, run, name, as_json)
 
@@ -41,7 +43,9 @@ def generator(
     recipe: RecipeArgument,
     run: RunOption = RUN,
     name: NameOption = "",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Parameters, memory, tokens and time; nothing is trained.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Parameters, memory, tokens and time; nothing is trained.")
+    ] = False,
     gpus: Annotated[int | None, typer.Option(min=1, help="With --dry-run: for so many data-centre GPUs.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -49,14 +53,17 @@ def generator(
     if dry_run:
         _estimate(recipe, run, gpus, as_json)
     elif gpus is not None:
-        raise typer.BadParameter("goes with --dry-run; training takes the processes that torchrun starts", param_hint="--gpus")
+        raise typer.BadParameter(
+            "goes with --dry-run; training takes the processes that torchrun starts", param_hint="--gpus"
+        )
     else:
         _start("generator", recipe, run, name, as_json)
 
 
 @train.command(epilog="Example: racm3 train resume runs/mine/generator")
 def resume(
-    folder: Annotated[Path, typer.Argument(help="Folder of a stage, such as run/generator.")], as_json: JsonOption = False
+    folder: Annotated[Path, typer.Argument(help="Folder of a stage, such as run/generator.")],
+    as_json: JsonOption = False,
 ) -> None:
     """Go on with a run that was stopped, by the recipe that it was started with."""
     from ..training.runs import Run, recorded
@@ -83,7 +90,9 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
         corpus = open_corpus(run, kind, recipe, progress)
         bad = skipped(run.folder / "data")
         if bad:
-            output.note(f"{len(bad)} samples were passed over; they are listed in {run.folder / 'data' / 'skipped.jsonl'}:")
+            output.note(
+                f"{len(bad)} samples were passed over; they are listed in {run.folder / 'data' / 'skipped.jsonl'}:"
+            )
             for sample in bad[:5]:
                 output.note(f"  {sample['where']}: {sample['error']}")
         figures = train_stage(run, kind, recipe, corpus, name=name, progress=progress)
@@ -132,7 +141,12 @@ def _shown(label: str) -> Iterator[Progress]:
 
         yield line
         return
-    columns = (BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
     with Progress(*columns, console=drawn, transient=True) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=what)

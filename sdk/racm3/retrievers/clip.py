@@ -1,7 +1,7 @@
 """CLIP as a mixed-modal encoder (paper section 3.1): texts and images of a document, pooled into one vector.
 
-    ClipRetriever("ViT-B-32", pretrained="laion2b_s34b_b79k")
-    ClipRetriever("./checkpoint")                               # a folder that open_clip opens as local-dir
+ClipRetriever("ViT-B-32", pretrained="laion2b_s34b_b79k")
+ClipRetriever("./checkpoint")                               # a folder that open_clip opens as local-dir
 """
 
 from __future__ import annotations
@@ -139,7 +139,9 @@ class ClipRetriever(Retriever):
         for vectors, owners in (
             (self._encode_texts([t for _, t in texts], size, dropout, seeds), [i for i, _ in texts]),
             (
-                self._encode_images([p for _, p in images], size, dropout, None if seeds is None else seeds[len(texts) :]),
+                self._encode_images(
+                    [p for _, p in images], size, dropout, None if seeds is None else seeds[len(texts) :]
+                ),
                 [i for i, _ in images],
             ),
         ):
@@ -173,7 +175,9 @@ class ClipRetriever(Retriever):
         vectors = [np.zeros((0, self.encoder.dim))]
         for start in range(0, len(images), size):
             clip = self._load()
-            tensors = [clip.preprocess(self._picture(image)) for image in images[start : start + size]]  # [3, S, S] each
+            tensors = [
+                clip.preprocess(self._picture(image)) for image in images[start : start + size]
+            ]  # [3, S, S] each
             if seeds is not None:
                 patch = self._patch_size(tensors[0].shape[-1])
                 for tensor, seed in zip(tensors, seeds[start:], strict=False):

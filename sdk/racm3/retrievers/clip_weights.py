@@ -82,7 +82,9 @@ def kind_of(model: str) -> tuple[str, str]:
     if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         return "folder", str(path)
     # open_clip takes "ViT-B/32" for "ViT-B-32"; no organisation is called that way.
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not re.fullmatch(r"(ViT|RN|convnext|coca|EVA)[\w.-]*/[\w.-]+", model):
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not re.fullmatch(
+        r"(ViT|RN|convnext|coca|EVA)[\w.-]*/[\w.-]+", model
+    ):
         return "hub", model
     return "architecture", model.replace("/", "-")
 
@@ -121,7 +123,11 @@ def _from_hub(name: str, cache_dir: Path | None) -> ClipSource:
         config = _read_config(fetch(CONFIG))
     except (HfHubHTTPError, EntryNotFoundError, HFValidationError, OSError) as error:
         raise WeightsNotFound(f"{name} cannot be had from Hugging Face: {_first_line(error)}.", hint) from error
-    for filename in ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin"):
+    for filename in (
+        "open_clip_model.safetensors",
+        "open_clip_pytorch_model.safetensors",
+        "open_clip_pytorch_model.bin",
+    ):
         try:
             weights = fetch(filename)
         except (HfHubHTTPError, EntryNotFoundError, OSError):

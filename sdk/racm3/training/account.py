@@ -60,7 +60,10 @@ class Account:
         figures |= {n: round(s / c, 5) for n, s, c in zip(self.sums, sums, counts, strict=True) if c}
         if tokens:
             peak = matrix_peak(self.device, self.precision) * accelerator.num_processes
-            figures |= {"tokens_per_second": round(tokens / seconds), "matrix_share": round(operations / seconds / peak, 4)}
+            figures |= {
+                "tokens_per_second": round(tokens / seconds),
+                "matrix_share": round(operations / seconds / peak, 4),
+            }
         self._open()
         return figures
 

@@ -36,11 +36,16 @@ class DataSettings(BaseModel):
 
     source: str = Field("folder", description="folder, jsonl, coco, webdataset, or module:function that gives a Corpus")
     path: Path | None = Field(None, description="the folder, the file, or the shards (a folder or a pattern)")
-    images: Path | None = Field(None, description="folder of the pictures, for jsonl and coco; default: that of the file")
+    images: Path | None = Field(
+        None, description="folder of the pictures, for jsonl and coco; default: that of the file"
+    )
     size: int = Field(64, ge=8, description="side of the pictures in pixels; padded to a square on white")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the entities that is never trained on, by a hash")
     entity: str = Field("entity", description="metadata key: documents that share it show one thing; default: the id")
-    hand: str = Field("source", description="metadata key: who drew or took it, none of whose pictures of one thing is retrieved for another")
+    hand: str = Field(
+        "source",
+        description="metadata key: who drew or took it, none of whose pictures of one thing is retrieved for another",
+    )
     limit: int | None = Field(None, ge=1, description="documents at most")
 
 
@@ -124,7 +129,9 @@ def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progre
 
 def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
     if len(document.images) != 1 or not document.text:
-        raise InvalidDocument(f"It has {len(document.images)} pictures and {len(document.texts)} texts; one and some are needed.")
+        raise InvalidDocument(
+            f"It has {len(document.images)} pictures and {len(document.texts)} texts; one and some are needed."
+        )
     metadata = document.metadata
     keywords = metadata.get("keywords")
     return {
@@ -153,6 +160,7 @@ def _open(settings: DataSettings, folder: Path, counts: dict[str, Any]) -> Corpu
     held_out = [row for row, entity in enumerate(data.entities) if is_held_out(entity, settings.held_out)]
     if len(held_out) == len(data):
         raise ConfigError(
-            f"All {len(data)} documents of {folder} are held out, and none is left to train on.", "Lower [data] held_out."
+            f"All {len(data)} documents of {folder} are held out, and none is left to train on.",
+            "Lower [data] held_out.",
         )
     return Corpus(data, np.array(held_out, np.int64), f"{counts['digest']}/{settings.held_out}")

@@ -40,7 +40,11 @@ class Estimate:
         return self.operations / (self.peak * self.devices * SHARE)
 
     def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "seconds_per_step": self.seconds_per_step, "seconds": self.seconds_per_step * self.steps}
+        return {
+            **asdict(self),
+            "seconds_per_step": self.seconds_per_step,
+            "seconds": self.seconds_per_step * self.steps,
+        }
 
     def lines(self) -> list[tuple[str, str]]:
         """Labels and values, to print."""

@@ -41,7 +41,9 @@ class GeneratorModelSettings(BaseModel):
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="eager, compiled, is the faster of the two on a CPU: its fused kernel is slow backwards"
     )
-    codebook_embeddings: bool = Field(True, description="start the image embeddings from the image tokenizer's codebook")
+    codebook_embeddings: bool = Field(
+        True, description="start the image embeddings from the image tokenizer's codebook"
+    )
     weight_format: str = "bfloat16"
 
 
@@ -54,18 +56,27 @@ class ObjectiveSettings(BaseModel):
     k: tuple[int, ...] = Field((0, 1, 2), description="numbers of retrieved documents, in equal shares")
     batch_size: int = Field(32, ge=1, description="documents in a micro-batch")
     text_queries: float = Field(
-        0.5, ge=0, le=1, description="share of samples whose documents were found by the first query form, the rest by the second"
+        0.5,
+        ge=0,
+        le=1,
+        description="share of samples whose documents were found by the first query form, the rest by the second",
     )
     variants: float = Field(0.0, ge=0, le=1, description="share of samples with one variant on all their pictures")
     copies: tuple[float, float] = Field(
-        (0.0, 0.0), description="share of samples with the document itself among the retrieved: at the start, at the end"
+        (0.0, 0.0),
+        description="share of samples with the document itself among the retrieved: at the start, at the end",
     )
     corruption: float = Field(
-        0.0, ge=0, lt=1, description="share of x's image tokens that the model is shown wrongly (not the ones it predicts)"
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of x's image tokens that the model is shown wrongly (not the ones it predicts)",
     )
     pad_to: int = Field(32, ge=1, description="sequence lengths are padded to a multiple of this")
     pack_to: int = Field(
-        0, ge=0, description="samples are packed into rows of at most so many tokens, K drawn for each; 0: a row each, K for all"
+        0,
+        ge=0,
+        description="samples are packed into rows of at most so many tokens, K drawn for each; 0: a row each, K for all",
     )
 
 
@@ -155,9 +166,7 @@ class GeneratorStage(Stage):
         chosen = self.data.neighbours.rows[row, form, rng.integers(draws), :k]
         return [int(r) for r in chosen[::-1] if r >= 0]
 
-    def _sequence(
-        self, row: int, context: list[int], number: int, rng: np.random.Generator | None
-    ) -> WeightedSequence:
+    def _sequence(self, row: int, context: list[int], number: int, rng: np.random.Generator | None) -> WeightedSequence:
         """rng None: nothing is masked."""
         written: list[TokenSequence] = []
         for other in context:
@@ -180,9 +189,7 @@ class GeneratorStage(Stage):
             # All ones, as padding stands last and weighs nothing. Without a mask, transformers would take the gaps between
             # positions for borders of packed sequences, and hide the documents.
             mask = torch.ones_like(inputs)
-        logits = model(
-            input_ids=inputs, position_ids=batch["positions"], attention_mask=mask, use_cache=False
-        ).logits
+        logits = model(input_ids=inputs, position_ids=batch["positions"], attention_mask=mask, use_cache=False).logits
         loss, figures = weighted_loss(logits, batch["ids"], batch["weights"], batch["main"])
         padding = (batch["ids"] == self.format.vocabulary.control("<pad>")).float().mean()
         return loss, {**figures, "padding": padding}
@@ -232,9 +239,7 @@ def collate(samples: list[WeightedSequence], pad: int, multiple: int) -> dict[st
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def image_token_losses(
-    model: torch.nn.Module, batch: dict[str, torch.Tensor], vocabulary: Vocabulary
-) -> np.ndarray:
+def image_token_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor], vocabulary: Vocabulary) -> np.ndarray:
     """Mean loss, in nats per image token of x, of each sequence of a batch: [B]. Only image tokens compete."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}

@@ -28,7 +28,9 @@ class ImageTokenizerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     size: int = Field(64, description="side of a picture in pixels")
-    channels: tuple[int, ...] = Field((16, 32, 96, 128), description="width per resolution; each but the last halves it")
+    channels: tuple[int, ...] = Field(
+        (16, 32, 96, 128), description="width per resolution; each but the last halves it"
+    )
     layers: int = 1
     norm_groups: int = 8
     codes: int = Field(1024, description="size of the codebook")
@@ -63,7 +65,9 @@ class QuantizedAutoencoder(torch.nn.Module):
         self.register_buffer("usage", torch.ones(settings.codes))  # [codes]
         self.register_buffer("sums", torch.zeros(settings.codes, settings.code_width))  # [codes, width]
 
-    def forward(self, images: torch.Tensor, quantise: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def forward(
+        self, images: torch.Tensor, quantise: bool
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """Pictures [B, 3, S, S] to reconstruction, commitment loss, latents [B*g*g, width] and ids [B*g*g]."""
         latents = self.vq.quant_conv(self.vq.encoder(images)).float()  # [B, width, g, g]
         flat = latents.permute(0, 2, 3, 1).reshape(-1, latents.shape[1])
@@ -84,7 +88,9 @@ class QuantizedAutoencoder(torch.nn.Module):
 class ImageTokenizerStage(Stage):
     """Trains a `VQModel` on the pictures of a set; held-out figures on another."""
 
-    def __init__(self, settings: ImageTokenizerSettings, data: TrainingSet, held_out: TrainingSet, *, seed: int = 0) -> None:
+    def __init__(
+        self, settings: ImageTokenizerSettings, data: TrainingSet, held_out: TrainingSet, *, seed: int = 0
+    ) -> None:
         self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
         self._entities = data.rows_by_entity()
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch of a step
@@ -149,7 +155,10 @@ class ImageTokenizerStage(Stage):
         ids = tokenizer.encode(pixels)
         error = (tokenizer.decode(ids).astype(np.float32) - pixels) / 127.5
         figures = psnr(torch.from_numpy(error).permute(0, 3, 1, 2))
-        return {"held_out_psnr": float(figures.mean()), "held_out_codes_used": len(np.unique(ids)) / self.settings.codes}
+        return {
+            "held_out_psnr": float(figures.mean()),
+            "held_out_codes_used": len(np.unique(ids)) / self.settings.codes,
+        }
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         assert isinstance(model, QuantizedAutoencoder)
@@ -172,7 +181,12 @@ def psnr(error: torch.Tensor) -> torch.Tensor:
 
 
 def train_image_tokenizer(
-    recipe: Mapping[str, Any], data: TrainingSet, held_out: TrainingSet, folder: Path, *, progress: Progress | None = None
+    recipe: Mapping[str, Any],
+    data: TrainingSet,
+    held_out: TrainingSet,
+    folder: Path,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train from a recipe (tables `model` and `trainer`), in `folder`; the result is `folder/model`."""
     settings = read_table(ImageTokenizerSettings, recipe, "model")

@@ -51,7 +51,9 @@ class NeighbourSearch:
             # Where a crowd of duplicates filled the pool, ask for more, for those queries alone.
             short = []
             for place, (ids, scores) in zip(waiting, self._nearest(sides, asked[waiting], pool), strict=True):
-                allowed = [(int(i), float(s)) for i, s in zip(ids, scores, strict=True) if self._may_see(rows[place], i)]
+                allowed = [
+                    (int(i), float(s)) for i, s in zip(ids, scores, strict=True) if self._may_see(rows[place], i)
+                ]
                 found[place] = allowed[:count]
                 if len(allowed) < count and pool < size:
                     short.append(place)

@@ -47,9 +47,9 @@ def weighted_loss(
     """
     # Shifting the targets, and not the logits, saves a copy of the largest tensor there is, and of its gradient.
     targets, weights = ids.roll(-1, 1), torch.nn.functional.pad(weights[:, 1:], (0, 1))
-    losses = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
-    ).view(ids.shape)  # [B, T]
+    losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(
+        ids.shape
+    )  # [B, T]
     main = main.roll(-1, 1) & (weights > 0)
     retrieved = ~main & (weights > 0)
     loss = (losses * weights).sum() / main.sum()

@@ -49,7 +49,9 @@ def _balanced(lengths: Sequence[int], rows: int) -> list[list[int]]:
     return packed
 
 
-def collate_packed(samples: Sequence[WeightedSequence], pad: int, longest: int, multiple: int) -> dict[str, torch.Tensor]:
+def collate_packed(
+    samples: Sequence[WeightedSequence], pad: int, longest: int, multiple: int
+) -> dict[str, torch.Tensor]:
     """Samples in rows of about `longest` tokens: ids, positions, weights, main and samples, each [B, T].
 
     samples: which sample of its row a token belongs to, from 0 on; -1 is padding.

@@ -1,7 +1,7 @@
 """Arrays that are prepared once, on disk, block by block: a preparation that was killed goes on where it was.
 
-    NAME.npy, NAME.json              the array, memory-mapped when it is opened, and what it was made from
-    NAME.part.npy, NAME.part.json    the same of one that is not finished yet, with the number of rows that are done
+NAME.npy, NAME.json              the array, memory-mapped when it is opened, and what it was made from
+NAME.part.npy, NAME.part.json    the same of one that is not finished yet, with the number of rows that are done
 """
 
 from __future__ import annotations

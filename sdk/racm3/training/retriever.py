@@ -40,12 +40,16 @@ class RetrieverSettings(BaseModel):
     architecture: dict[str, Any] = Field(description="open_clip's model configuration: embed_dim, vision_cfg, text_cfg")
     vocabulary: int = Field(2000, ge=256, description="tokens of the text tokenizer, when one is trained")
     batch_size: int = Field(256, ge=2, description="things per batch, each drawn twice")
-    made_up: float = Field(0.4, ge=0, lt=1, description="share of things in a batch that are made up: recoloured, renamed")
+    made_up: float = Field(
+        0.4, ge=0, lt=1, description="share of things in a batch that are made up: recoloured, renamed"
+    )
     augmentation: float = Field(1.0, ge=0, description="strength; 0: pictures as they are")
     image_text: float = Field(1.0, ge=0, description="weight of the loss between drawings and texts (two pairs)")
     image_image: float = Field(1.0, ge=0, description="weight of the loss between two drawings")
     text_text: float = Field(1.0, ge=0, description="weight of the loss between two texts")
-    document: float = Field(0.0, ge=0, description="weight of drawings, and of texts, against the other view's pooled vector")
+    document: float = Field(
+        0.0, ge=0, description="weight of drawings, and of texts, against the other view's pooled vector"
+    )
     weight_format: str = "float16"
 
 
@@ -53,14 +57,22 @@ class RetrieverStage(Stage):
     """Trains an open_clip model from nothing; held-out figures on things that it never saw."""
 
     def __init__(
-        self, settings: RetrieverSettings, data: TrainingSet, held_out: TrainingSet, tokenizer: str | Path, *, seed: int = 0
+        self,
+        settings: RetrieverSettings,
+        data: TrainingSet,
+        held_out: TrainingSet,
+        tokenizer: str | Path,
+        *,
+        seed: int = 0,
     ) -> None:
         self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
         try:
             context_length = int(settings.architecture["text_cfg"].setdefault("context_length", 32))
             self.size = int(settings.architecture["vision_cfg"]["image_size"])
         except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError("A CLIP architecture needs embed_dim, vision_cfg with image_size, and text_cfg.") from error
+            raise ConfigError(
+                "A CLIP architecture needs embed_dim, vision_cfg with image_size, and text_cfg."
+            ) from error
         self.tokenizer = clip_tokenizer(tokenizer, context_length)
         self.architecture = with_vocabulary(settings.architecture, self.tokenizer)
         self._pairs, self._views = PairSampler(data), TextViews(data)
@@ -89,7 +101,9 @@ class RetrieverStage(Stage):
         images = augment(drawn["pixels"], self.size, rng, settings.augmentation)
         return {"images": images, "texts": self.tokens(drawn["texts"]), "real": drawn["real"]}
 
-    def loss(self, model: torch.nn.Module, batch: dict[str, Any]) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
+    def loss(
+        self, model: torch.nn.Module, batch: dict[str, Any]
+    ) -> tuple[torch.Tensor, dict[str, float | torch.Tensor]]:
         images, texts, scale = model(batch["images"].contiguous(memory_format=torch.channels_last), batch["texts"])
         settings = self.settings
         # In bf16 a logit of 50 has steps of 0.25: the loss itself is worked out in full precision.
@@ -145,7 +159,9 @@ class RetrieverStage(Stage):
 
         def encode_texts(texts: Sequence[str]) -> np.ndarray:
             tokens = self.tokens(texts).to(device)
-            return torch.cat([model.encode_text(tokens[c], normalize=True).float().cpu() for c in chunks(len(texts))]).numpy()
+            return torch.cat(
+                [model.encode_text(tokens[c], normalize=True).float().cpu() for c in chunks(len(texts))]
+            ).numpy()
 
         return encode_images, encode_texts
 

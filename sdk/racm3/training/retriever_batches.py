@@ -51,7 +51,9 @@ class TextViews:
         self.texts, self.names, self.keywords = data.texts, data.names or data.texts, data.keywords
         self.words = sorted({word for name in self.names for word in name.split()})
         # What stands around the name: ", in Noto style".
-        self.frames = sorted({t.replace(n, "{}", 1) for t, n in zip(self.texts, self.names, strict=True) if n in t} - {"{}"})
+        self.frames = sorted(
+            {t.replace(n, "{}", 1) for t, n in zip(self.texts, self.names, strict=True) if n in t} - {"{}"}
+        )
 
     def of_row(self, row: int, rng: np.random.Generator) -> str:
         draw = rng.random()
@@ -148,14 +150,18 @@ def augment(pixels: np.ndarray, size: int, rng: np.random.Generator, strength: f
     for i in np.flatnonzero(rng.random(n) < 0.5 * strength):
         high, wide = (int(side * rng.uniform(0.1, 0.4)) for side in (h, w))
         top, left = int(rng.integers(h - high)), int(rng.integers(w - wide))
-        images[i, :, top : top + high, left : left + wide] = torch.from_numpy(rng.uniform(-1, 1, (3, 1, 1)).astype(np.float32))
+        images[i, :, top : top + high, left : left + wide] = torch.from_numpy(
+            rng.uniform(-1, 1, (3, 1, 1)).astype(np.float32)
+        )
 
     angle = strength * uniform(-0.25, 0.25)
     scale, aspect = torch.exp(strength * uniform(-0.2, 0.25)), torch.exp(strength * uniform(-0.12, 0.12))
     flip = torch.from_numpy(np.where(rng.random(n) < 0.05 * strength, -1.0, 1.0).astype(np.float32))
     rows = torch.stack(
         [
-            torch.stack([flip * scale * aspect * angle.cos(), -scale * angle.sin(), strength * uniform(-0.15, 0.15)], 1),
+            torch.stack(
+                [flip * scale * aspect * angle.cos(), -scale * angle.sin(), strength * uniform(-0.15, 0.15)], 1
+            ),
             torch.stack([flip * scale * angle.sin(), scale / aspect * angle.cos(), strength * uniform(-0.15, 0.15)], 1),
         ],
         1,

@@ -94,7 +94,9 @@ def read_stage_recipe(path: Path) -> dict[str, Any]:
     """A recipe file; its relative paths belong to its folder."""
     recipe, here = read_recipe(path), path.resolve().parent
     places = [("data", "path"), ("data", "images")]
-    if str(recipe.get("retriever", {}).get("model", "")).startswith((".", "~")):  # other names are those of architectures
+    if str(recipe.get("retriever", {}).get("model", "")).startswith(
+        (".", "~")
+    ):  # other names are those of architectures
         places.append(("retriever", "model"))
     for table, key in places:
         if isinstance(value := recipe.get(table, {}).get(key), str):
@@ -170,7 +172,9 @@ def _image_tokenizer(
 
     wanted, size = read_table(ImageTokenizerSettings, recipe, "model").size, corpus.data.pixels.shape[1]
     if wanted != size:
-        raise ConfigError(f"[model] size is {wanted}, but the pictures have {size} pixels.", f"Set [model] size = {size}.")
+        raise ConfigError(
+            f"[model] size is {wanted}, but the pictures have {size} pixels.", f"Set [model] size = {size}."
+        )
     data, held_out = _sides(corpus)
     return train_image_tokenizer(recipe, data, held_out, folder, progress=progress)
 
@@ -196,7 +200,12 @@ def _generator(
         image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"))
         prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
     return train_generator(
-        recipe, replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer, folder, progress=progress
+        recipe,
+        replace(prepared, held_out=_few(corpus.held_out)),
+        text_tokenizer,
+        image_tokenizer,
+        folder,
+        progress=progress,
     )
 
 

@@ -28,7 +28,8 @@ def read_source(source: str, path: Path, images: Path | None, on_skip: OnSkip) -
     """The documents of a source by its name; on_skip is called with the place and the error of each bad sample."""
     if source not in SOURCES:
         raise ConfigError(
-            f"No source named '{source}'. There are: {', '.join(SOURCES)}, or 'module:function'.", nearest(source, SOURCES)
+            f"No source named '{source}'. There are: {', '.join(SOURCES)}, or 'module:function'.",
+            nearest(source, SOURCES),
         )
     return SOURCES[source](path, images, on_skip)
 
@@ -57,7 +58,8 @@ def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document
             pictures, annotations = content["images"], content["annotations"]
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"{path} is no COCO captions file: {error!r}.", "It is a JSON object with the lists images and annotations."
+                f"{path} is no COCO captions file: {error!r}.",
+                "It is a JSON object with the lists images and annotations.",
             ) from error
     captions: dict[Any, list[Mapping[str, Any]]] = {}
     for annotation in annotations:
@@ -84,7 +86,9 @@ def _webdataset(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Do
     pattern = str(path / "*.tar") if path.is_dir() else str(path)
     shards = sorted(glob(pattern))
     if not shards:
-        raise ConfigError(f"There are no shards {pattern}.", "Give a folder of .tar files, or a pattern like 'shards/*.tar'.")
+        raise ConfigError(
+            f"There are no shards {pattern}.", "Give a folder of .tar files, or a pattern like 'shards/*.tar'."
+        )
 
     def torn(error: Exception) -> bool:
         on_skip(str(error.args[-1] if error.args else error), error)
@@ -132,4 +136,6 @@ def _opened(path: Path) -> Any:
     try:
         return path.open(encoding="utf-8-sig", errors="surrogateescape")
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}.", "Is the path in [data] right?") from error
+        raise ConfigError(
+            f"{path} cannot be read: {error.strerror or error}.", "Is the path in [data] right?"
+        ) from error

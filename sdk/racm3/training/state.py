@@ -75,7 +75,9 @@ class RunState:
         new = folder.with_name(folder.name + ".new")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir(parents=True)
-        save_file({name: value.cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors")
+        save_file(
+            {name: value.cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors"
+        )
         (new / "state.json").write_text(json.dumps(numbers))
         old = folder.with_name(folder.name + ".old")
         if folder.exists():  # otherwise the old one may be all there is, until the new one stands in its place
@@ -102,7 +104,9 @@ class RunState:
             parts.setdefault(part, {})[rest] = value
         try:
             now = self.model.state_dict()
-            self.model.load_state_dict({n: shared_like(v, now[n]) if n in now else v for n, v in parts["model"].items()})
+            self.model.load_state_dict(
+                {n: shared_like(v, now[n]) if n in now else v for n, v in parts["model"].items()}
+            )
         except (RuntimeError, KeyError) as error:
             raise CheckpointError(
                 f"The saved state in {folder} belongs to another model: {error}",

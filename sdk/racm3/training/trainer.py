@@ -105,7 +105,12 @@ def learning_rate_share(step: int, settings: TrainerSettings) -> float:
 
 
 def train(
-    stage: Stage, settings: TrainerSettings, folder: str | Path, *, resume: bool = True, progress: Progress | None = None
+    stage: Stage,
+    settings: TrainerSettings,
+    folder: str | Path,
+    *,
+    resume: bool = True,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Train a stage in `folder` and export the result to `folder/model`.
 
@@ -292,9 +297,7 @@ class WeightAverage:
         model.load_state_dict({n: w.to(model.state_dict()[n].dtype) for n, w in self.weights.items()}, strict=False)
 
 
-def _evaluate(
-    stage: Stage, model: torch.nn.Module, average: WeightAverage | None, sharded: bool
-) -> dict[str, float]:
+def _evaluate(stage: Stage, model: torch.nn.Module, average: WeightAverage | None, sharded: bool) -> dict[str, float]:
     """Held-out figures of the weights that would be exported; the training weights come back afterwards."""
     import torch
 

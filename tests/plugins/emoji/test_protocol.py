@@ -15,7 +15,11 @@ STYLES = ("Fluent", "Noto", "Noto v1", "Twemoji")
 
 def world() -> World:
     drawings = []
-    for entity, name, split in (("a", "red kite", "train"), ("b", "grey whale", "test"), ("c", "old oak", "validation")):
+    for entity, name, split in (
+        ("a", "red kite", "train"),
+        ("b", "grey whale", "test"),
+        ("c", "old oak", "validation"),
+    ):
         for style in STYLES:
             text = f"{name}, in {style} style"
             drawings.append(
@@ -54,6 +58,8 @@ def test_retrieval_finds_the_other_vendors(protocol: Protocol) -> None:
 
 
 def test_a_prompt_says_nothing_of_its_target(protocol: Protocol) -> None:
-    for drawing, caption in zip(protocol.drawing_requests("none", 0), protocol.caption_requests("none", 0), strict=True):
+    for drawing, caption in zip(
+        protocol.drawing_requests("none", 0), protocol.caption_requests("none", 0), strict=True
+    ):
         assert not drawing.prompt.images and not drawing.context
         assert not caption.prompt.texts and not caption.context

@@ -13,7 +13,9 @@ from racm3_emoji.world import Drawing, World
 
 
 def drawing(id: str, style: str, entity: str = "1f3b8") -> Drawing:
-    return Drawing(id, "guitar", style, f"guitar, in {style} style", entity, entity, "objects", ("music",), "train", True)
+    return Drawing(
+        id, "guitar", style, f"guitar, in {style} style", entity, entity, "objects", ("music",), "train", True
+    )
 
 
 @pytest.fixture

@@ -1,10 +1,10 @@
 """The model: a stock Llama over the vocabulary, and the checkpoint folder that the ecosystem reads without us.
 
-    checkpoint/
-      config.json, model.safetensors     a LlamaForCausalLM: `AutoModelForCausalLM.from_pretrained(checkpoint)`
-      tokenizer.json                     text alone: `Tokenizer.from_file`
-      image_tokenizer/                   a diffusers `VQModel`
-      racm3.json                         what is ours: control and image token ids, positions, format version
+checkpoint/
+  config.json, model.safetensors     a LlamaForCausalLM: `AutoModelForCausalLM.from_pretrained(checkpoint)`
+  tokenizer.json                     text alone: `Tokenizer.from_file`
+  image_tokenizer/                   a diffusers `VQModel`
+  racm3.json                         what is ours: control and image token ids, positions, format version
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ class Checkpoint:
         if not (folder / "config.json").is_file():
             raise WeightsNotFound(f"No model in {folder}: config.json is missing.", "Give a checkpoint folder.")
         if not list(folder.glob("*.safetensors")):
-            raise WeightsNotFound(f"No weights in {folder}: there is no .safetensors file.", "Give a checkpoint folder.")
+            raise WeightsNotFound(
+                f"No weights in {folder}: there is no .safetensors file.", "Give a checkpoint folder."
+            )
         try:
             with _no_progress_bars():
                 opened: Any = AutoModelForCausalLM.from_pretrained(
@@ -202,9 +204,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_parts(
-    folder: Path, vocabulary: Vocabulary, model: Any, text: Tokenizer, image: ImageTokenizer
-) -> None:
+def _check_parts(folder: Path, vocabulary: Vocabulary, model: Any, text: Tokenizer, image: ImageTokenizer) -> None:
     """The parts of a checkpoint must have been trained for each other."""
     import torch
 
@@ -231,7 +231,9 @@ def resolve_folder(checkpoint: str) -> Path:
     if Path(checkpoint).is_dir():
         return Path(checkpoint)
     if checkpoint.count("/") != 1 or checkpoint.startswith((".", "/", "~")):
-        raise WeightsNotFound(f"No checkpoint folder at {checkpoint}.", "Give a folder, or a Hugging Face id 'org/name'.")
+        raise WeightsNotFound(
+            f"No checkpoint folder at {checkpoint}.", "Give a folder, or a Hugging Face id 'org/name'."
+        )
     try:
         from huggingface_hub import snapshot_download
 
