@@ -21,9 +21,8 @@ def example_folder(folder: Path) -> Path:
     for colour in COLOURS:
         for shape in SHAPES:
             picture = Image.new("RGB", (32, 32), "white")
-            getattr(ImageDraw.Draw(picture), shape)(
-                (4, 6, 27, 25), **({"start": 0, "end": 270} if shape == "arc" else {}), fill=colour
-            )
+            angles = {"start": 0, "end": 270} if shape == "arc" else {}
+            getattr(ImageDraw.Draw(picture), shape)((4, 6, 27, 25), fill=colour, **angles)
             picture.save(folder / f"{colour}-{shape}.png")
             (folder / f"{colour}-{shape}.txt").write_text(f"a {colour} {shape}")
     return folder
