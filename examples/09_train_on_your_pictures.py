@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from racm3.cli import main
 
 RECIPES = Path(__file__).parent / "recipes"
-COLOURS, SHAPES = ("red", "green", "blue", "orange", "purple", "black"), ("rectangle", "ellipse", "line", "arc")
+COLOURS, SHAPES = ("red", "green", "blue", "orange", "purple", "black", "gold", "grey"), ("rectangle", "ellipse", "line")
 
 
 def example_folder(folder: Path) -> Path:
@@ -21,8 +21,7 @@ def example_folder(folder: Path) -> Path:
     for colour in COLOURS:
         for shape in SHAPES:
             picture = Image.new("RGB", (32, 32), "white")
-            angles = {"start": 0, "end": 270} if shape == "arc" else {}
-            getattr(ImageDraw.Draw(picture), shape)((4, 6, 27, 25), fill=colour, **angles)
+            getattr(ImageDraw.Draw(picture), shape)((4, 6, 27, 25), fill=colour)
             picture.save(folder / f"{colour}-{shape}.png")
             (folder / f"{colour}-{shape}.txt").write_text(f"a {colour} {shape}")
     return folder
