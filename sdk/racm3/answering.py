@@ -9,6 +9,7 @@ from typing import Any
 
 from .crossing import checked_outputs
 from .document import Document, Image, MaskedImage
+from .errors import ConfigError
 from .generation import Generation
 from .interfaces import Generator, Output, Request, Retriever, Selection, Skip
 from .options import Options
@@ -40,6 +41,10 @@ def all_options(
     own = own or Options
     # A subclass that the generator does not name is the caller's business.
     kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
+    if not isinstance(options, (Options, Mapping, type(None))):
+        raise ConfigError(
+            f"Options are an Options or a mapping, not {type(options).__name__}.", 'For example {"temperature": 0.8}.'
+        )
     given = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
     if n != 1 or "n" not in given:
         given["n"] = n

@@ -53,7 +53,8 @@ def read_folder(
     if root.suffix.lower() == ".jsonl" and root.is_file():
         return _read(root.parent, _lines(root.parent, root), on_skip or _log, progress)
     if not root.is_dir():
-        raise ConfigError(f"There is no folder {root}.", "Give a folder of pictures.")
+        what = f"{root} is a file, not a folder." if root.is_file() else f"There is no folder {root}."
+        raise ConfigError(what, "Give a folder of pictures, or a .jsonl file.")
     listing = _jsonl(root)
     return _read(root, _lines(root, listing) if listing else _pictures(root), on_skip or _log, progress)
 
@@ -90,7 +91,10 @@ def _jsonl(root: Path) -> Path | None:
 
 
 def _pictures(root: Path) -> list[_Sample]:
-    names = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    # What is named like a picture is tried, so that a broken link is told of.
+    names = (
+        file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir()
+    )
     shown = sorted(name.as_posix() for name in names if not any(step.startswith(".") for step in name.parts))
     return [(name, lambda name=name: _captioned(root, name)) for name in shown]  # type: ignore[misc]
 

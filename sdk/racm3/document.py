@@ -79,8 +79,10 @@ class Document:
             raise InvalidDocument("A document needs at least one part.", "Give a Text, an Image or a Blank.")
         for part in made:
             if not isinstance(part, (Text, Image, Blank)):
+                kind = f"{type(part).__module__}.{type(part).__qualname__}".removeprefix("builtins.")
                 raise InvalidDocument(
-                    f"A part of a document is a str, Text, Image or Blank, not {type(part).__name__}."
+                    f"A part of a document is a str, Text, Image or Blank, not {kind}.",
+                    "A picture: racm3.Image(path, bytes, PIL image or array).",
                 )
         if id is not None and (not isinstance(id, str) or not id):
             raise InvalidDocument(f"A document's id is a non-empty str, not {id!r}.")

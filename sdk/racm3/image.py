@@ -55,6 +55,10 @@ class Image:
         self.__dict__.update(origin="image", _max_pixels=max_pixels)
         if isinstance(source, (str, Path)):
             self.__dict__["origin"] = str(source)
+            if isinstance(source, str) and "://" in source:
+                raise InvalidImage(
+                    f"{source} is an address; pictures are not fetched.", "Download it, and give its path."
+                )
             self._set_data(_read_file(Path(source), max_bytes), max_bytes)
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self._set_data(bytes(source), max_bytes)
@@ -113,6 +117,10 @@ class Image:
                 f"{self.origin} is not a picture in {', '.join(FORMATS)} format.", "Convert it to one of these."
             ) from error
         except Exception as error:
+            if isinstance(error, PIL.Image.DecompressionBombError):
+                raise InvalidImage(
+                    f"{self.origin} has far more than {self._max_pixels:,} pixels, the limit.", "Make it smaller."
+                ) from error
             raise self._undecodable(error) from error
         self._check_pixels(opened.size)
         return self._decoded(opened)

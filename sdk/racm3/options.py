@@ -20,9 +20,9 @@ class Options(BaseModel):
     average the predictions, where the context has more (paper section 4).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    n: int = Field(1, ge=1, description="samples per request")
+    n: int = Field(1, ge=1, le=4096, description="samples per request")
     seed: int = Field(0, ge=0)
     temperature: float = Field(1.0, ge=0, description="0: the most likely token")
     top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this probability; 1: all")

@@ -38,7 +38,7 @@ from .ranking import Rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
-from .tasks import Context, Example, Picture, Tasks, as_image
+from .tasks import Context, Example, Picture, Tasks, as_example, as_image
 
 if TYPE_CHECKING:
     from .config import PipelineConfig
@@ -116,7 +116,7 @@ class Pipeline(Tasks):
 
     def add(
         self,
-        documents: Iterable[Document],
+        documents: Document | Iterable[Document],
         *,
         batch_size: int = 64,
         on_duplicate: OnDuplicate = "error",
@@ -130,6 +130,8 @@ class Pipeline(Tasks):
         """
         if batch_size < 1:
             raise ConfigError(f"batch_size is at least 1, not {batch_size}.")
+        if isinstance(documents, Document):
+            documents = [documents]
         total = len(documents) if isinstance(documents, Sized) else 0
         ids: list[str] = []
         source = iter(documents)
@@ -321,9 +323,7 @@ class Pipeline(Tasks):
         """
         chosen = checked_labels(labels)
         _check_count("group_size", group_size, least=1)
-        shown = [
-            given if isinstance(given, Document) else Document([given[1], as_image(given[0])]) for given in examples
-        ]
+        shown = [as_example(given) for given in examples]
         prompt = Document([Blank("text"), as_image(image)])
         ready = self._ask([prompt], k=k, where=where, context=shown or None, seed=seed)
         generator = self._generator_for([prompt])
@@ -371,6 +371,8 @@ class Pipeline(Tasks):
     ) -> Asked:  # fmt: skip
         """Prompts with what they are grounded on: documents given by hand, then retrieved ones."""
         settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed)
+        if isinstance(context, (Hit, Document, Image, str)):
+            context = [context]
         given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context or ()]
         wanted = k if k is not None else DEFAULT_K if context is None else 0
         spent: dict[str, float] = {}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import builtin
 from .discovery import HOOKS, LOCAL, PluginInfo, PluginWarning, canonical, describe, discover, load_plugin, own_version
-from .errors import PluginConflict, PluginLoadFailed, PluginNotFound, RACM3Error, nearest
+from .errors import ConfigError, PluginConflict, PluginLoadFailed, PluginNotFound, RACM3Error, nearest
 from .hookspecs import PROJECT, Component, Preset, kind_of
 from .settings import settings_model, validate
 
@@ -254,6 +254,8 @@ class Registry:
         return sorted(names)
 
     def _find(self, kind: str, name: str) -> _Entry:
+        if not isinstance(name, str):
+            raise ConfigError(f"A {kind} is asked for by its name, a str, not {type(name).__name__}.")
         owner, _, short = name.rpartition(":")
         entries = self._entries.get(kind, {}).get(short, [])
         if owner:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from .classification import Classification
 from .document import Blank, Document, Image, MaskedImage, MaskedText
+from .errors import InvalidDocument
 from .interfaces import Hit, Where
 from .options import Options
 
@@ -21,13 +22,24 @@ if TYPE_CHECKING:
     from .ranking import Rerank
 
 Picture: TypeAlias = "Image | PIL.Image.Image | np.ndarray | Path"
-Context: TypeAlias = "Iterable[Hit | Document | Image | str]"
+Context: TypeAlias = "Iterable[Hit | Document | Image | str] | Hit | Document | Image | str"
 Example: TypeAlias = "Document | tuple[Picture | str, str]"
 
 
 def as_image(picture: Picture | str) -> Image:
     """A picture from anything that is one; a str is a path."""
     return picture if isinstance(picture, Image) else Image(picture)
+
+
+def as_example(given: Example) -> Document:
+    """A labelled picture as a document, from a (picture, label) pair."""
+    if isinstance(given, Document):
+        return given
+    if not isinstance(given, (tuple, list)) or len(given) != 2:
+        raise InvalidDocument(
+            f"An example is a (picture, label) pair or a Document, not {type(given).__name__}.", '("kite.png", "kite")'
+        )
+    return Document([given[1], as_image(given[0])])
 
 
 class Tasks(ABC):

@@ -24,7 +24,11 @@ _Hardware = Annotated[str, typer.Option("--hardware", help="Recipes: cpu, gpu, o
 def add_to(app: typer.Typer) -> None:
     """Add the commands to racm3's application."""
     app.command(epilog="Example: racm3 demo --out ./racm3-demo --seed 7")(demo)
-    emoji = typer.Typer(no_args_is_help=True, help="The emoji world: its data, its models, its figures.")
+    emoji = typer.Typer(
+        no_args_is_help=True,
+        help="The emoji world: its data, its models, its figures.",
+        epilog="Example: racm3 emoji evaluate --seeds 1",
+    )
     emoji.command(epilog="Example: racm3 emoji build")(build)
     emoji.command(epilog="Example: racm3 emoji train generator --run runs/emoji")(train)
     emoji.command(epilog="Example: racm3 emoji bundle --run runs/emoji")(bundle)

@@ -27,7 +27,7 @@ def render(comparisons: Sequence[Comparison], *, seed: int, seconds: float) -> s
 what <em>other</em> vendors drew; the drawing that was asked for is not in the memory. Without retrieval it has the
 words alone. The things are not picked: flags first, then one from each group in turn. Seed {seed}, {seconds:.0f} s.</p>
 <h2>Text to picture</h2>{drawings}
-<h2>Picture to text</h2>{captions}"""
+<h2>Picture to text</h2><p>✓ the true caption, word for word; ✗ another.</p>{captions}"""
     return page(f"racm3: {len(comparisons)} things that the model never saw", body)
 
 
@@ -51,4 +51,5 @@ def _caption_row(comparison: Comparison) -> str:
 
 def _caption(generation: Generation, truth: str) -> str:
     text = generation.text or ""
-    return f'<span class="{"right" if text == truth else "wrong"}">{escape(text)}</span>'
+    right = text == truth
+    return f'<span class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {escape(text)}</span>'

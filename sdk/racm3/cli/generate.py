@@ -27,14 +27,18 @@ from .writing import cannot_write, check_file, save_picture
 if TYPE_CHECKING:
     from ..generation import Generation
 
+MOST_SKIPPED = 3  # of the documents that the sampler passed over, so many are named
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 
 
 def generate(
     caption: Annotated[str, typer.Argument(help="What to draw.")],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="Several samples: FILE-1, FILE-2 ...")] = (
-        Path("generated.png")
-    ),
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out", "-o", metavar="FILE", help="Replaced if it is there. Several samples: FILE-1, FILE-2 ..."
+        ),
+    ] = (Path("generated.png")),
     n: SamplesOption = 1,
     seed: SeedOption = None,
     k: DocumentsOption = 2,
@@ -72,6 +76,11 @@ def tell_grounds(generation: Generation) -> None:
     for hit in generation.hits:
         score = "by hand" if hit.score is None else f"{hit.score:.3f}"
         output.note(f"grounded on {hit.id} ({score}) {output.shortened(hit.document.text)}".rstrip())
+    for skip in generation.skipped[:MOST_SKIPPED]:
+        because = f" {skip.because_of}" if skip.because_of else ""
+        output.note(f"passed over {skip.hit.id}: {skip.reason}{because}")
+    if len(generation.skipped) > MOST_SKIPPED:
+        output.note(f"passed over {len(generation.skipped) - MOST_SKIPPED} more, which --json lists")
     output.note(f"--seed {generation.seed} gives the same again")
 
 

@@ -14,6 +14,8 @@ import typer
 
 from ..interfaces import Progress
 
+DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
 
 def console() -> Any:
     """Stderr. Nothing in a message is markup: captions and paths hold whatever they hold."""
@@ -35,8 +37,13 @@ def print_json(value: Any) -> None:
 
 
 def printable(text: str) -> str:
-    """Without control characters: a caption or a file name must not tell the terminal what to do."""
-    return "".join("\ufffd" if unicodedata.category(c) == "Cc" and c not in "\n\t" else c for c in text)
+    """Without control characters, or any that turn the direction of writing: a caption or a file name must not tell the
+    terminal what to do."""
+
+    def commands(c: str) -> bool:
+        return (unicodedata.category(c) == "Cc" and c not in "\n\t") or c in DIRECTIONS
+
+    return "".join("\ufffd" if commands(c) else c for c in text)
 
 
 def shortened(text: str, width: int = 60) -> str:

@@ -16,7 +16,11 @@ from .options import JsonOption
 if TYPE_CHECKING:
     from ..interfaces import Progress
 
-train = typer.Typer(no_args_is_help=True, help="Train the models from a recipe (TOML), stage by stage.")
+train = typer.Typer(
+    no_args_is_help=True,
+    help="Train the models from a recipe (TOML), stage by stage.",
+    epilog="Example: racm3 train generator generator.toml --run runs/mine --dry-run",
+)
 
 RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="See examples/recipes.")]
 RunOption = Annotated[Path, typer.Option("--run", help="Folder of the run, which the stages share.")]
