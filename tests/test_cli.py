@@ -226,13 +226,19 @@ def test_generate_writes_pictures(memory: Path, run):
     assert np.array_equal(PIL.Image.open("again.png"), PIL.Image.open("deep/fox.png")), "the seed repeats it"
 
 
+def test_what_was_passed_over_is_told(memory: Path, run):
+    """The document that says what was asked, word for word, is no help, by the paper's rule: one has to know."""
+    _, _, err = run("generate", "a fox [bold] 凧", "-k", 1, "--memory", memory, "--preset", "toy")
+    assert "passed over fox.png: same content as the query\n" in err and "grounded on fox.png" not in err
+
+
 def test_what_an_answer_is_grounded_on_takes_one_line_and_cannot_steer_the_terminal(photos: Path, run):
-    (photos / "fox.txt").write_text("a fox\x1b[31m\nthat " + "runs and " * 100, encoding="utf-8")
+    (photos / "fox.txt").write_text("a fox\x1b[31m\u202e\nthat " + "runs and " * 100, encoding="utf-8")
     run("index", photos, "--memory", "mem", "--preset", "toy")
     chosen = ("--where", '{"path": "fox.png"}', "--memory", "mem", "--preset", "toy")
     _, _, err = run("generate", "a fox", *chosen)
     (line,) = [line for line in err.splitlines() if line.startswith("grounded on fox.png")]
-    assert "a fox\ufffd[31m that runs" in line and line.endswith("…") and len(line) < 100
+    assert "a fox\ufffd[31m\ufffd that runs" in line and line.endswith("…") and len(line) < 100
     _, out, _ = run("search", "a fox", *chosen)
     assert "\x1b" not in out and "a fox" in out
 

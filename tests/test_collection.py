@@ -98,6 +98,11 @@ def test_bad_pictures_are_reported_and_passed_over(tmp_path: Path, read, skipped
     assert isinstance(errors["latin.png"], InvalidDocument) and "not UTF-8" in str(errors["latin.png"])
 
 
+def test_a_broken_link_is_reported(tmp_path: Path, read, skipped):
+    (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
+    assert read() == [] and [path for path, _ in skipped] == ["link.png"]
+
+
 def test_bad_lines_are_reported_and_passed_over(tmp_path: Path, read, skipped):
     paint(tmp_path.parent / "outside.png")
     paint(tmp_path / "ok.png")

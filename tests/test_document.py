@@ -170,7 +170,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(side, recwarn):
 
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
-    with pytest.raises(InvalidImage, match="pixels"):
+    with pytest.raises(InvalidImage, match=r"pixels.*Make it smaller"):
         _ = Image(data).picture
     assert not recwarn.list
 
@@ -289,6 +289,13 @@ def test_other_metadata_is_refused(metadata):
 def test_what_is_no_document(parts):
     with pytest.raises(InvalidDocument):
         Document(parts)
+
+
+def test_a_picture_that_is_not_wrapped_is_told_how(noise):
+    with pytest.raises(InvalidDocument, match=r"not PIL\.Image\.Image\. A picture: racm3\.Image"):
+        Document(["x", noise])
+    with pytest.raises(InvalidImage, match="https://example.com/x.png is an address"):
+        Image("https://example.com/x.png")
 
 
 def test_other_refusals():

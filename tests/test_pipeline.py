@@ -218,6 +218,13 @@ def test_context_by_hand_and_retrieved_ones(pipeline: Pipeline):
     assert pipeline.imagine("a fox", k=2, seed=3).hits[0].id == "fox"
 
 
+def test_one_document_stands_for_a_list_of_one(pipeline: Pipeline):
+    one = Document("a yellow submarine", id="submarine")
+    assert pipeline.add(one) == ["submarine"]
+    for context in (one, "a yellow submarine"):
+        assert [hit.document.text for hit in pipeline.imagine("a boat", context=context).hits] == ["a yellow submarine"]
+
+
 def test_more_documents_than_the_memory_has_are_all_of_them(pipeline: Pipeline):
     with Pipeline(HashingRetriever(), FaissMemory(), TopKSampler(), PaintingGenerator()) as made:
         made.add(documents())
@@ -248,9 +255,15 @@ def test_options(pipeline: Pipeline):
     assert pipeline.caption(drawing("red"), options={"max_text_tokens": 1}, seed=1).text.count(" ") == 0
     with pytest.raises(ConfigError, match=r"no setting 'temprature'.*Did you mean 'temperature'"):
         pipeline.imagine("a fox", options={"temprature": 1})
-    for wrong in ({"n": 0}, {"seed": -1}, {"options": {"top_p": 3}}):
+    for wrong in (
+        {"n": 0}, {"n": 10**9}, {"n": True}, {"seed": -1}, {"seed": "1"}, {"options": {"top_p": 3}},
+        {"options": {"temperature": float("inf")}}, {"options": {"guidance": float("nan")}},
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match="is not valid"):
             pipeline.imagine("a fox", **wrong)
+    for wrong in (5, "x", [1]):
+        with pytest.raises(ConfigError, match="Options are an Options or a mapping"):
+            pipeline.imagine("a fox", options=wrong)
 
 
 class Drafts(Options):
@@ -335,6 +348,10 @@ def test_errors_that_say_what_is_missing(pipeline: Pipeline):
         blind.imagine("x")
     with pytest.raises(GenerationError, match=r"nothing to fill in. Add Blank"):
         pipeline.generate(Document("x"))
+    with pytest.raises(InvalidDocument, match="An example is a"):
+        pipeline.classify(drawing("red"), ["red"], examples=[drawing("red")])
+    with pytest.raises(ConfigError, match="asked for by its name, a str, not NoneType"):
+        Pipeline.from_preset(None)
     with pytest.raises(GenerationError, match="A prompt is a Document, not str"):
         pipeline.generate(["x"])  # type: ignore[list-item]
 
