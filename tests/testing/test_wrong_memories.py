@@ -425,6 +425,21 @@ def test_a_heavy_module_is_caught(caught, tmp_path: Path, monkeypatch):
     caught(contract, "test_importing_it_is_light", "importing heavy_memory imports faiss")
 
 
+def test_a_plugin_that_imports_heavily_at_start_is_caught(caught, own_registry, install):
+    """Although the component's own module is light."""
+    source = """
+    import faiss
+    @hookimpl
+    def racm3_components():
+        yield Component(MemoryStore, "light", "light_memory:Light")
+    """
+    light = "from racm3.scaffold.memory import ExampleMemory\nclass Light(ExampleMemory): ..."
+    install("racm3-heavy", source, modules={"light_memory": light})
+    kind = importlib.import_module("light_memory").Light
+    contract = type("Light", (MemoryStoreContract,), {"open": lambda self, path: kind(path)})
+    caught(contract, "test_importing_it_is_light", "importing racm3_heavy imports faiss")
+
+
 def test_a_skip_needs_a_reason_in_the_open():
     class Skips(MemoryStoreContract):
         skips: ClassVar = {"test_threads_share_a_memory": "one thread is enough"}
