@@ -134,6 +134,7 @@ def test_a_memory_that_exits_fails_its_checks_one_by_one(shelf: Path, run, insta
         (("check", "diverse", "--set", "treshold=1"), 1, "Did you mean 'threshold'?"),
         (("check", "diverse", "--set", "threshold"), 2, "KEY=VALUE is needed"),
         (("new", "shelf", "--interface", "memory"), 1, "A memory named 'shelf' is installed already."),
+        (("new", "shelf", "--interface", "sampler"), 1, "A package racm3-shelf is installed already: racm3-shelf 1.0."),
         (("new", "My Shelf", "--interface", "memory"), 1, "is no name for a plugin"),
         (("new", "mine", "--interface", "shelf"), 2, "--interface"),
         (("new", "mine", "--interface", "memory", "--out", "full"), 1, "full is there already"),

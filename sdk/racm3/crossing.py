@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .discovery import describe
@@ -23,23 +24,19 @@ if TYPE_CHECKING:
 MODALITIES = frozenset({"text", "image"})
 
 
-class calling:  # noqa: N801 (reads as a statement: with calling(memory): ...)
+@contextmanager
+def calling(component: object) -> Iterator[None]:
     """For the time that a component is at work: an error of its own gets a note that says whose it is, and what would
     end the process, such as `SystemExit`, becomes a `PluginError`."""
-
-    __slots__ = ("_component",)
-
-    def __init__(self, component: object) -> None:
-        self._component = component
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is None or isinstance(error, (RACM3Error, KeyboardInterrupt, GeneratorExit)):
-            return
-        if not isinstance(error, Exception):
-            raise _fault(self._component, f"raised {describe(error)}") from error
-        error.add_note(f"Raised by {registry().owner(self._component)[0]}.")
+    try:
+        yield
+    except (RACM3Error, KeyboardInterrupt, GeneratorExit):
+        raise
+    except Exception as error:
+        error.add_note(f"Raised by {registry().owner(component)[0]}.")
+        raise
+    except BaseException as error:
+        raise _fault(component, f"raised {describe(error)}") from error
 
 
 def checked_encoder(retriever: object, encoder: Any) -> Encoder:
