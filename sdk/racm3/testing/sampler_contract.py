@@ -147,8 +147,11 @@ class SamplerContract(Contract):
 
         def work(number: int) -> None:
             query, hits = given[number]
-            for _ in range(5):
-                got[number] = _told(_sampled(sampler, query, hits, 3, seed=1))
+            try:
+                for _ in range(5):
+                    got[number] = _told(_sampled(sampler, query, hits, 3, seed=1))
+            except BaseException as error:
+                got[number] = error
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(len(given))]
         for thread in threads:
