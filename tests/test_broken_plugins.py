@@ -20,7 +20,7 @@ import pytest
 from racm3 import Document, Generator, Pipeline, Retriever, Sampler
 from racm3.cli import main
 from racm3.discovery import PluginWarning
-from racm3.errors import PluginConflict, PluginError, PluginIncompatible, PluginLoadFailed
+from racm3.errors import PluginConflict, PluginError, PluginIncompatible, PluginLoadFailed, PluginNotFound
 from racm3.memories.faiss import FaissMemory
 from racm3.registry import registry
 
@@ -262,6 +262,10 @@ def test_a_broken_package(install, tmp_path: Path, capsys, kind):
             registry().create(Sampler, name)
         assert who in str(raised.value) and package.cause in str(raised.value)
         assert raised.value.hint == "Update or remove it: pip install -U racm3-bad"
+    # A name that nothing here can connect with it: what it would have provided is not known.
+    with pytest.raises(PluginNotFound, match="No sampler named 'spread'") as raised:
+        registry().create(Sampler, "spread")
+    assert f"Not usable, as `racm3 plugins` explains: {who} ({package.status})." in raised.value.hint
 
 
 @pytest.mark.parametrize("kind", COMPONENTS)

@@ -291,7 +291,7 @@ def test_caption_prints_words(memory: Path, run):
         (("search", "--image", __file__, "--preset", "toy"), "test_cli.py is not a picture"),
         (
             ("search", "x", "--memory", "nowhere", "--preset", "toy"),
-            "There is no memory at nowhere, and none is named so. Installed: ",
+            "There is no memory at nowhere. No memory named 'nowhere'. Installed: ",
         ),
         (("search", "x", "--preset", "toy"), "toy-memory. Make one: racm3 index FOLDER --preset toy --memory"),
         (("search", "x", "--preset", "tyo"), "Did you mean 'toy'?"),

@@ -19,6 +19,12 @@ def racm3_components():
     yield Component(Sampler, "twice", "racm3_shelf_parts:Twice", contract="racm3_shelf_parts:TwiceContract")
     yield Component(Sampler, "odd", "racm3.samplers.topk:TopKSampler", contract="racm3_shelf_parts:Twice")
 """
+COMPONENT = """
+@hookimpl
+def racm3_components():
+    yield Component(MemoryStore, "exits", "exits:Exits")
+    yield Component(MemoryStore, "quits", "exits:Exits", contract="quits:Contract")
+"""
 PARTS = """
 from racm3.interfaces import Selection
 from racm3.testing import SamplerContract
@@ -94,6 +100,32 @@ def test_check_takes_a_distribution_or_the_settings_of_a_pipeline(shelf: Path, r
     assert not Path("kept").exists()
 
 
+def test_a_plugin_that_cannot_be_used_is_named(shelf: Path, run, install):
+    install("acme-stuff", "import no_such_package")
+    code, out, err = run("plugins", "check", "Acme_Stuff")
+    assert code == 1 and out == "" and "Error: The plugin acme-stuff 1.0 is broken: " in err
+    for command in (("plugins", "check", "vault"), ("search", "x", "--memory", "vault", "--preset", "toy")):
+        code, out, err = run(*command)
+        assert code == 1 and out == "" and "Not usable, as `racm3 plugins` explains: acme-stuff 1.0 (broken)." in err
+
+
+def test_a_memory_that_exits_fails_its_checks_one_by_one(shelf: Path, run, install):
+    source = """
+    from racm3.scaffold.memory import ExampleMemory
+    class Exits(ExampleMemory):
+        def search(self, *arguments, **options): raise SystemExit(3)
+    """
+    install("racm3-exits", COMPONENT, modules={"exits": source, "quits": "raise SystemExit(4)"})
+    code, out, _ = run("plugins", "check", "exits")
+    assert code == 1 and "          SystemExit: 3 (exits.py, line 5)" in out
+    assert "  ok      what_is_read_back_equals_what_was_stored" in out and " failed, 0 skipped, in " in out
+    code, out, err = run("plugins", "check", "quits")
+    assert code == 1 and "The contract of 'quits', quits:Contract, cannot be loaded: SystemExit: 4." in err
+    code, out, err = run("index", ".", "--memory", "exits", "--preset", "toy")
+    code, out, err = run("search", "x", "--memory", "exits", "--preset", "toy")
+    assert code == 1 and "Error: Memory 'exits' of racm3-exits 1.0 raised SystemExit: 3." in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -102,6 +134,7 @@ def test_check_takes_a_distribution_or_the_settings_of_a_pipeline(shelf: Path, r
         (("check", "diverse", "--set", "treshold=1"), 1, "Did you mean 'threshold'?"),
         (("check", "diverse", "--set", "threshold"), 2, "KEY=VALUE is needed"),
         (("new", "shelf", "--interface", "memory"), 1, "A memory named 'shelf' is installed already."),
+        (("new", "shelf", "--interface", "sampler"), 1, "A package racm3-shelf is installed already: racm3-shelf 1.0."),
         (("new", "My Shelf", "--interface", "memory"), 1, "is no name for a plugin"),
         (("new", "mine", "--interface", "shelf"), 2, "--interface"),
         (("new", "mine", "--interface", "memory", "--out", "full"), 1, "full is there already"),

@@ -8,8 +8,8 @@ from typing import Any
 import PIL.Image
 import pytest
 
-from racm3 import Document, Generator, Image, MemoryStore, Pipeline, Retriever, Sampler
-from racm3.errors import PluginError
+from racm3 import Blank, Document, Generator, Image, MemoryStore, Pipeline, Retriever, Sampler
+from racm3.errors import DimensionMismatch, PluginError
 from racm3.memories.faiss import FaissMemory
 from racm3.registry import registry
 from racm3.samplers.topk import TopKSampler
@@ -21,7 +21,7 @@ IMPORTS = """
 import dataclasses
 import numpy as np
 from racm3 import Blank, Document, Hit
-from racm3.interfaces import Encoder, Output, Selection, Skip
+from racm3.interfaces import Encoder, Event, Output, Score, Selection, Skip
 from racm3.memories.faiss import FaissMemory
 from racm3.samplers.topk import TopKSampler
 from racm3.testing import HashingRetriever, PaintingGenerator
@@ -126,7 +126,9 @@ def test_vectors_as_half_precision_gives_them_are_taken(bad):
         assert made.search("fox", k=1)[0].id == "fox"
 
 
-@pytest.mark.parametrize("stated", ["None", "64", "Encoder('x', 0)", "Encoder('x', '64')"])
+@pytest.mark.parametrize(
+    "stated", ["None", "64", "Encoder('x', 0)", "Encoder('x', '64')", "Encoder(None, 64)", "Encoder('', 64)"]
+)
 def test_an_encoder(bad, stated):
     retriever = bad(HashingRetriever, body=f"encoder = property(lambda self: {stated})")
     with pytest.raises(PluginError) as raised:
@@ -209,6 +211,7 @@ SELECTIONS = {
     "a stream": ("Selection(iter(found.hits))", "something else than a list of Hit"),
     "skips in words": ("Selection(found.hits, ['dull'])", "something else than a list of Skip"),
     "more than k": ("Selection(arguments[1][:3])", "chose 3 documents where 2 were asked for"),
+    "a copy": ("Selection([other(hit) for hit in found.hits])", "chose a document that it was not given"),
     "a stranger": ("Selection([Hit(Document('x'), score=1.0)])", "chose a document that it was not given"),
     "one twice": ("Selection(found.hits[:1] * 2)", "chose one document twice"),
 }
@@ -270,6 +273,110 @@ def test_modalities(bad, name, stated):
     with pytest.raises(PluginError) as raised:
         pipeline(generator=generator)
     assert_names_the_plugin(raised.value, "Generator", f"states {name} = ")
+
+
+@pytest.mark.parametrize("stated", ["'n'", "dict", "int"])
+def test_options(bad, stated):
+    generator = bad(PaintingGenerator, body=f"options_type = {stated}")
+    with pytest.raises(PluginError) as raised:
+        pipeline(generator=generator)
+    assert_names_the_plugin(raised.value, "Generator", "not a subclass of Options")
+
+
+STREAMS = {
+    "no events": ("iter([])", "ended its stream without an answer"),
+    "outputs": ("iter([next(found).outputs])", "streamed list, not an Event"),
+    "the wrong outputs": ("iter([Event('done', outputs=['a fox'])])", "made str, not an Output with a Document"),
+}
+
+
+@pytest.mark.parametrize("kind", STREAMS)
+def test_streams(bad, kind):
+    change, message = STREAMS[kind]
+    with (
+        pipeline(generator=bad(PaintingGenerator, change, method="stream")) as made,
+        pytest.raises(PluginError) as raised,
+    ):
+        list(made.stream(Document(["a fox", Blank("image")])))
+    assert_names_the_plugin(raised.value, "Generator", message)
+
+
+SCORES = {
+    "nothing": ("None", "did not answer 2 targets with a list of 2 scores"),
+    "too few": ("found[:1]", "did not answer 2 targets"),
+    "numbers": ("[score.log_probability for score in found]", "gave float, not a Score"),
+    "a NaN": ("[Score((float('nan'),), (1,))] * 2", "log-probability that is not a number"),
+    "words": ("[Score(('likely',), (1,))] * 2", "log-probability that is not a number"),
+    "no tuple": ("[Score(-1.0, 1)] * 2", "not a Score with a tuple"),
+}
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_scores(bad, kind):
+    change, message = SCORES[kind]
+    with (
+        pipeline(generator=bad(PaintingGenerator, change, method="score")) as made,
+        pytest.raises(PluginError) as raised,
+    ):
+        made.classify(PIL.Image.new("RGB", (8, 8)), ["a fox", "a kite"])
+    assert_names_the_plugin(raised.value, "Generator", message)
+
+
+# What a component raises itself, by the interface, the method that raises, and what it is used for.
+USES = {
+    "Retriever, adding": (HashingRetriever, "encode_document", lambda made: made.add([Document("new")])),
+    "Retriever, searching": (HashingRetriever, "encode_query", lambda made: made.search("fox")),
+    "Memory, adding": (FaissMemory, "add", lambda made: made.add([Document("new")])),
+    "Memory, looking up": (FaissMemory, "get", lambda made: made.add([Document("new")], on_duplicate="skip")),
+    "Memory, searching": (FaissMemory, "search", lambda made: made.search("fox")),
+    "Sampler": (TopKSampler, "sample", lambda made: made.imagine("fox")),
+    "Generator": (PaintingGenerator, "generate", lambda made: made.imagine("fox")),
+    "Generator, streaming": (
+        PaintingGenerator,
+        "stream",
+        lambda made: list(made.stream(Document([Blank("image"), "fox"]))),
+    ),
+    "Generator, scoring": (PaintingGenerator, "score", lambda made: made.classify(PIL.Image.new("RGB", (8, 8)), ["x"])),
+}
+ROOMS = {HashingRetriever: "retriever", FaissMemory: "memory", TopKSampler: "sampler", PaintingGenerator: "generator"}
+
+
+def failing(bad, use: str, error: str) -> tuple[Pipeline, Callable[[Pipeline], object]]:
+    """A pipeline with a component that raises from now on, and a use that it is to raise in."""
+    parent, method, call = USES[use]
+    body = f"broken = False\n    def {method}(self, *arguments, **options):\n        if Bad.broken: raise {error}\n"
+    body += f"        return super().{method}(*arguments, **options)"
+    component = bad(parent, body=body)
+    made = pipeline(**{ROOMS[parent]: component})
+    type(component).broken = True
+    return made, call
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_error_of_a_component_comes_out_with_a_note_that_names_it(bad, use):
+    made, call = failing(bad, use, "KeyError('token')")
+    with made, pytest.raises(KeyError, match="token") as raised:
+        call(made)
+    kind = use.partition(",")[0]
+    assert raised.value.__notes__ == [f"Raised by {kind} 'bad' of racm3-bad 1.0."]
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_component_that_exits_does_not_end_the_process(bad, use):
+    made, call = failing(bad, use, "SystemExit(3)")
+    with made, pytest.raises(PluginError) as raised:
+        call(made)
+    assert_names_the_plugin(raised.value, use.partition(",")[0], "raised SystemExit: 3")
+
+
+def test_an_interrupt_and_our_own_errors_come_out_as_they_are(bad):
+    made, call = failing(bad, "Memory, searching", "KeyboardInterrupt")
+    with made, pytest.raises(KeyboardInterrupt):
+        call(made)
+    with pipeline() as sound, pytest.raises(DimensionMismatch) as raised:
+        sound.retriever = HashingRetriever(dim=9)
+        sound.search("fox")
+    assert not hasattr(raised.value, "__notes__")
 
 
 def test_a_class_that_is_used_directly_is_named_by_its_module():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from racm3 import Blank, Document, Image, MaskedImage, MaskedText, Pipeline
-from racm3.errors import ConfigError, GenerationError, InvalidDocument, InvalidImage, ModalityError
+from racm3.errors import ConfigError, GenerationError, InvalidDocument, InvalidImage, ModalityError, PluginError
 from racm3.interfaces import Event
 from racm3.memories.faiss import FaissMemory
 from racm3.samplers.topk import TopKSampler
@@ -275,7 +275,7 @@ def test_a_stream_without_an_answer_is_an_error(pipeline: Pipeline):
             yield from ()
 
     pipeline.generator = Mute()
-    with pytest.raises(GenerationError, match="Mute ended its stream without an answer"):
+    with pytest.raises(PluginError, match="Mute ended its stream without an answer"):
         list(pipeline.stream(PROMPT))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .crossing import calling, checked_scores
 from .document import Blank, Document, Image
 from .errors import ConfigError
 from .generation import hit_to_json, skip_to_json
@@ -59,7 +60,9 @@ def label_probabilities(
     groups = [tuple(hits[i : i + group_size]) for i in range(0, len(hits), group_size)] or [()]
     requests = [Request(prompt, group) for group in groups for _ in labels]
     targets = [Document([label, image]) for _ in groups for label in labels]
-    scores = generator.score(requests, targets)
+    with calling(generator):
+        scores = generator.score(requests, targets)
+    scores = checked_scores(generator, scores, count=len(targets))
     logs = np.array([score.log_probability for score in scores]).reshape(len(groups), len(labels))
     likely = np.exp(logs - logs.max(axis=1, keepdims=True))
     mean = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)

@@ -1,17 +1,21 @@
 """What crosses an interface is checked where that is cheap, so that a fault is named where it arises.
 
-Every check raises a `PluginError` that names the component, and the plugin that it comes from.
+Every check raises a `PluginError` that names the component, and the plugin that it comes from. What a component raises
+itself comes out as it is, with a note that names it (`calling`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from .discovery import describe
 from .document import Document, Text
-from .errors import PluginError
-from .interfaces import Encoder, Generator, Hit, Output, Selection, Skip
+from .errors import PluginError, RACM3Error
+from .interfaces import Encoder, Event, Generator, Hit, Output, Score, Selection, Skip
+from .options import Options
 from .registry import registry
 
 if TYPE_CHECKING:
@@ -20,19 +24,38 @@ if TYPE_CHECKING:
 MODALITIES = frozenset({"text", "image"})
 
 
+@contextmanager
+def calling(component: object) -> Iterator[None]:
+    """For the time that a component is at work: an error of its own gets a note that says whose it is, and what would
+    end the process, such as `SystemExit`, becomes a `PluginError`."""
+    try:
+        yield
+    except (RACM3Error, KeyboardInterrupt, GeneratorExit):
+        raise
+    except Exception as error:
+        error.add_note(f"Raised by {registry().owner(component)[0]}.")
+        raise
+    except BaseException as error:
+        raise _fault(component, f"raised {describe(error)}") from error
+
+
 def checked_encoder(retriever: object, encoder: Any) -> Encoder:
     """The encoder that a retriever states: a fingerprint, and a width of at least 1."""
-    if not isinstance(encoder, Encoder) or not isinstance(encoder.dim, int) or encoder.dim < 1:
+    stated = isinstance(encoder, Encoder) and isinstance(encoder.fingerprint, str) and isinstance(encoder.dim, int)
+    if not stated or not encoder.fingerprint or encoder.dim < 1:
         raise _fault(retriever, f"states {encoder!r}, not an Encoder with a fingerprint and a width")
     return encoder
 
 
-def checked_modalities(generator: Generator) -> Generator:
-    """A generator that says what it accepts and what it emits."""
+def checked_generator(generator: Generator) -> Generator:
+    """A generator that says what it accepts, what it emits, and which options it takes."""
     for name in ("accepts", "emits"):
         stated = getattr(generator, name, None)
         if not isinstance(stated, (frozenset, set)) or not stated <= MODALITIES:
             raise _fault(generator, f"states {name} = {stated!r}, not a frozenset of 'text' and 'image'")
+    own = generator.options_type
+    if own is not None and not (isinstance(own, type) and issubclass(own, Options)):
+        raise _fault(generator, f"states options_type = {own!r}, not a subclass of Options")
     return generator
 
 
@@ -103,11 +126,10 @@ def checked_selection(sampler: object, selection: Any, hits: Sequence[Hit], *, k
         raise _fault(sampler, "passed over something else than a list of Skip")
     if len(selection.hits) > k:
         raise _fault(sampler, f"chose {len(selection.hits)} documents where {k} were asked for")
-    given = {hit.id for hit in hits}
-    chosen = {hit.id for hit in selection.hits}
-    if not chosen <= given:
+    given = {hit.id: hit for hit in hits}
+    if any(given.get(hit.id) is not hit for hit in selection.hits):
         raise _fault(sampler, "chose a document that it was not given")
-    if len(chosen) != len(selection.hits):
+    if len({hit.id for hit in selection.hits}) != len(selection.hits):
         raise _fault(sampler, "chose one document twice")
     return selection
 
@@ -124,6 +146,29 @@ def checked_outputs(generator: object, made: Any, prompts: Sequence[Document], *
         for output in outputs:
             _check_output(generator, output, prompt)
     return made
+
+
+def next_event(generator: object, events: Iterator[Event]) -> Event:
+    """The next event of a stream that has not given its answer yet; the outputs of the last one are checked as any."""
+    with calling(generator):
+        event = next(events, None)
+    if event is None:
+        raise _fault(generator, "ended its stream without an answer")
+    if not isinstance(event, Event):
+        raise _fault(generator, f"streamed {type(event).__name__}, not an Event")
+    return event
+
+
+def checked_scores(generator: object, scores: Any, *, count: int) -> list[Score]:
+    """Scores as a generator must give them: one for each target, of log-probabilities that are numbers."""
+    if not isinstance(scores, list) or len(scores) != count:
+        raise _fault(generator, f"did not answer {count} targets with a list of {count} scores")
+    for score in scores:
+        if not isinstance(score, Score) or not isinstance(score.log_probabilities, tuple):
+            raise _fault(generator, f"gave {type(score).__name__}, not a Score with a tuple of log-probabilities")
+        if not all(map(_number, score.log_probabilities)):
+            raise _fault(generator, "gave a log-probability that is not a number")
+    return scores
 
 
 def _check_output(generator: object, output: Any, prompt: Document) -> None:

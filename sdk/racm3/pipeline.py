@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from .answering import Asked, all_options, answers, fingerprints
 from .classification import Classification, checked_labels, label_probabilities
-from .crossing import checked_documents, checked_encoder, checked_modalities, checked_vectors
+from .crossing import calling, checked_documents, checked_encoder, checked_generator, next_event
 from .document import Blank, Document, Image, Text
 from .errors import ConfigError, GenerationError, InvalidDocument, ModalityError
 from .generation import Generation
@@ -36,7 +36,7 @@ from .interfaces import (
 from .options import Options
 from .ranking import Rerank
 from .registry import registry
-from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
+from .retrieval import Clock, check_filter, encode_documents, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
 from .tasks import Context, Example, Picture, Tasks, as_example, as_image
 
@@ -87,8 +87,12 @@ class Pipeline(Tasks):
                 )
         self.retriever, self.memory, self.sampler, self.generator = retriever, memory, sampler, generator
         if generator is not None:
-            checked_modalities(generator)
-        memory.bind(checked_encoder(retriever, retriever.encoder))
+            checked_generator(generator)
+        with calling(retriever):
+            encoder = retriever.encoder
+        checked_encoder(retriever, encoder)
+        with calling(memory):
+            memory.bind(encoder)
 
     @classmethod
     def from_config(
@@ -146,12 +150,14 @@ class Pipeline(Tasks):
             ids += [document.id for document in batch]
             if on_duplicate == "skip":
                 asked = [document.id for document in batch]
-                stored = checked_documents(self.memory, asked, self.memory.get(asked))
+                with calling(self.memory):
+                    found = self.memory.get(asked)
+                stored = checked_documents(self.memory, asked, found)
                 batch = [document for document, old in zip(batch, stored, strict=True) if old is None]
             if batch:
-                vectors = self.retriever.encode_document(batch, batch_size=batch_size)
-                vectors = checked_vectors(self.retriever, vectors, count=len(batch), dim=self.retriever.encoder.dim)
-                self.memory.add(batch, vectors, on_duplicate=on_duplicate)
+                vectors = encode_documents(self.retriever, batch, batch_size=batch_size)
+                with calling(self.memory):
+                    self.memory.add(batch, vectors, on_duplicate=on_duplicate)
             if progress is not None:
                 progress(len(ids), total, ids[-1])
         return ids
@@ -219,7 +225,7 @@ class Pipeline(Tasks):
         asked = [prompts] if isinstance(prompts, Document) else list(prompts)
         ready = self._ask(asked, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
         generator = self._generator_for(asked)
-        with Clock(ready.spent, "generate"):
+        with Clock(ready.spent, "generate"), calling(generator):
             made = generator.generate(ready.requests, options=ready.options) if asked else []
         given = self._answers(ready, made)
         return given[0] if isinstance(prompts, Document) else given
@@ -268,14 +274,13 @@ class Pipeline(Tasks):
         generator = self._generator_for([prompt])
         yield Event("retrieved", detail={"selection": ready.selections[0]})
         outputs: list[Output] | None = None
-        events = generator.stream(ready.requests[0], options=ready.options)
+        with calling(generator):
+            events = generator.stream(ready.requests[0], options=ready.options)
         try:
             while outputs is None:
                 # Only the work is timed, not what the consumer does between events.
                 with Clock(ready.spent, "generate"):
-                    event = next(events, None)
-                if event is None:
-                    raise GenerationError(f"{type(generator).__name__} ended its stream without an answer.")
+                    event = next_event(generator, events)
                 if event.kind == "done":
                     outputs = event.outputs
                 else:

@@ -6,12 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
 
-from .crossing import checked_vectors
 from .document import Document
 from .errors import ConfigError, ModalityError
 from .generation import filled_parts
 from .interfaces import Output, Retriever
-from .retrieval import encode_queries, without_blanks
+from .retrieval import encode_documents, encode_queries, without_blanks
 
 Rerank: TypeAlias = Literal["retriever", "perplexity"] | Callable[[Document, Sequence[Output]], Sequence[float]]
 """How samples are ranked: by name, or by a function of the prompt and its samples that gives a score for each."""
@@ -38,9 +37,7 @@ def ranked(
         kept = [i for i, document in enumerate(filled) if without_blanks(document) is not None]
         scores = [-1.0] * len(filled)
         if kept:
-            dim = retriever.encoder.dim
-            vectors = retriever.encode_document([filled[i] for i in kept])
-            vectors = checked_vectors(retriever, vectors, count=len(kept), dim=dim)
+            vectors = encode_documents(retriever, [filled[i] for i in kept])
             for i, score in zip(kept, vectors @ encode_queries(retriever, [shown])[0], strict=True):
                 scores[i] = float(score)
     elif callable(by):

@@ -169,6 +169,13 @@ class Registry:
                 found.append((record, error))
         return found
 
+    def hint_for(self, name: str, known: Collection[str]) -> str:
+        """What may help somebody who asked for a name that is not known: a like one, and the plugins that cannot be used
+        and might have provided it."""
+        hint = nearest(name, known) or "`racm3 plugins` shows what is installed."
+        dark = [f"{info} ({info.status})" for info in self._plugins if info.status != "ok" and not info.records]
+        return f"{hint} Not usable, as `racm3 plugins` explains: {', '.join(dark)}." if dark else hint
+
     def owner(self, component: object) -> tuple[str, PluginInfo | None]:
         """Whose a component is, in words, for messages; and the plugin, where the component was made by its name."""
         kind = type(component)
@@ -275,8 +282,7 @@ class Registry:
                 raise info.as_error(_label(kind, name))
         known = self._names(kind)
         raise PluginNotFound(
-            f"No {kind} named {name!r}. Installed: {', '.join(known) or 'none'}.",
-            nearest(name, known) or "`racm3 plugins` shows what is installed.",
+            f"No {kind} named {name!r}. Installed: {', '.join(known) or 'none'}.", self.hint_for(name, known)
         )
 
     @staticmethod

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
-from .crossing import checked_candidates, checked_documents, checked_hits, checked_selection, checked_vectors
+from .crossing import calling, checked_candidates, checked_documents, checked_hits, checked_selection, checked_vectors
 from .document import Document, Image, MaskedImage, MaskedText, Part, Text
 from .interfaces import Hit, MemoryStore, Query, Retriever, Sampler, Selection, Where
 from .memories.where import parse
@@ -58,9 +58,20 @@ def without_blanks(prompt: Document) -> Document | None:
     return Document(parts) if parts else None
 
 
+def encode_documents(
+    retriever: Retriever, documents: Sequence[Document], *, batch_size: int | None = None
+) -> np.ndarray:
+    """Unit vectors, float32 [n, dim], checked."""
+    with calling(retriever):
+        vectors, dim = retriever.encode_document(documents, batch_size=batch_size), retriever.encoder.dim
+    return checked_vectors(retriever, vectors, count=len(documents), dim=dim)
+
+
 def encode_queries(retriever: Retriever, queries: Sequence[Document]) -> np.ndarray:
     """Unit vectors, float32 [n, dim], checked."""
-    return checked_vectors(retriever, retriever.encode_query(queries), count=len(queries), dim=retriever.encoder.dim)
+    with calling(retriever):
+        vectors, dim = retriever.encode_query(queries), retriever.encoder.dim
+    return checked_vectors(retriever, vectors, count=len(queries), dim=dim)
 
 
 def nearest_hits(
@@ -68,7 +79,9 @@ def nearest_hits(
 ) -> list[list[Hit]]:
     """The k nearest of each vector, checked. exclude: ids and content hashes to leave out."""
     without = [exclude] * len(vectors) if exclude else None
-    return checked_hits(memory, memory.search(vectors, k=k, where=where, exclude=without), count=len(vectors), k=k)
+    with calling(memory):
+        found = memory.search(vectors, k=k, where=where, exclude=without)
+    return checked_hits(memory, found, count=len(vectors), k=k)
 
 
 def retrieve(
@@ -113,7 +126,8 @@ def retrieve(
                 # Drawn anew for each pool, so that its size leaves no trace in the random numbers.
                 rng = np.random.default_rng([seed, *streams[index]])
                 checked_candidates(memory, hits, dim=len(vectors[index]))
-                selection = sampler.sample(Query(prompts[index], vectors[index]), list(hits), k=k, rng=rng)
+                with calling(sampler):
+                    selection = sampler.sample(Query(prompts[index], vectors[index]), list(hits), k=k, rng=rng)
                 selections[index] = checked_selection(sampler, selection, hits, k=k)
                 if len(selection.hits) < k and len(hits) == pool:
                     short.append(index)
@@ -121,7 +135,9 @@ def retrieve(
     with Clock(spent, "retrieve"):
         # Read now: an answer is of use after the memory is closed, or has changed.
         for hits in (selection.hits for selection in selections):
-            checked_documents(memory, [hit.id for hit in hits], [hit.document for hit in hits])
+            with calling(memory):
+                documents = [hit.document for hit in hits]
+            checked_documents(memory, [hit.id for hit in hits], documents)
     for index in queries:
         registry().notify_retrieved(Query(prompts[index], vectors[index]), selections[index])
     if not any(selections[index].hits for index in queries):

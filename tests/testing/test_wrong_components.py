@@ -12,7 +12,7 @@ import pytest
 from racm3.document import Blank, Document
 from racm3.errors import ConfigError, GenerationError, ModalityError
 from racm3.interfaces import Encoder, Event, Hit, Output, Selection, Skip
-from racm3.samplers.topk import TopKSampler
+from racm3.samplers.topk import TopKSampler, check_k
 from racm3.scaffold.generator import ExampleGenerator
 from racm3.scaffold.retriever import ExampleRetriever
 from racm3.testing import GeneratorContract, HashingRetriever, PaintingGenerator, RetrieverContract, SamplerContract
@@ -38,6 +38,14 @@ generator_caught_by = partial(_caught_by, GeneratorContract)
 # Samplers
 
 
+class Choosing(TopKSampler):
+    """Chooses in its own way, and refuses a negative k as it should."""
+
+    def sample(self, query, hits, *, k, rng):
+        check_k(k)
+        return self.chosen(query, hits, k)
+
+
 @sampler_caught_by("it_chooses_k_of_the_candidates", "chosen with k=1")
 class OneTooMany(TopKSampler):
     def sample(self, query, hits, *, k, rng):
@@ -45,32 +53,32 @@ class OneTooMany(TopKSampler):
 
 
 @sampler_caught_by("it_chooses_k_of_the_candidates", "different documents are chosen")
-class TwiceTheFirst(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class TwiceTheFirst(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([hits[0]] * k)
 
 
 @sampler_caught_by("it_chooses_k_of_the_candidates", "not the Hit that was given")
-class CopiesHits(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class CopiesHits(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([Hit(hit.document, score=hit.score) for hit in hits[:k]])
 
 
 @sampler_caught_by("it_chooses_k_of_the_candidates", "not one of the candidates")
-class Invents(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class Invents(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([Hit(query.document)])
 
 
 @sampler_caught_by("it_chooses_k_of_the_candidates", "list, not a Selection")
-class GivesAList(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class GivesAList(Choosing):
+    def chosen(self, query, hits, k):
         return list(hits[:k])
 
 
 @sampler_caught_by("fewer_candidates_than_k", "IndexError")
-class NeedsCandidates(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class NeedsCandidates(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([hits[number] for number in range(k)])
 
 
@@ -81,53 +89,53 @@ class TakesANegativeK(TopKSampler):
 
 
 @sampler_caught_by("what_is_passed_over_is_told", "both chosen and passed over")
-class SkipsWhatItChose(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class SkipsWhatItChose(Choosing):
+    def chosen(self, query, hits, k):
         return Selection(list(hits[:k]), [Skip(hit, "too dull") for hit in hits])
 
 
 @sampler_caught_by("what_is_passed_over_is_told", "without a reason")
-class SkipsWithoutReason(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class SkipsWithoutReason(Choosing):
+    def chosen(self, query, hits, k):
         return Selection(list(hits[:k]), [Skip(hit, "") for hit in hits[k:]])
 
 
 @sampler_caught_by("what_is_passed_over_is_told", "not chosen")
-class BlamesTheSkipped(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class BlamesTheSkipped(Choosing):
+    def chosen(self, query, hits, k):
         return Selection(list(hits[:k]), [Skip(hit, "too close", hits[-1].id) for hit in hits[k:]])
 
 
 @sampler_caught_by("documents_given_by_hand_can_be_sampled", "TypeError")
-class NeedsScores(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class NeedsScores(Choosing):
+    def chosen(self, query, hits, k):
         return Selection(sorted(hits, key=lambda hit: -hit.score)[:k])
 
 
 @sampler_caught_by("inputs_are_left_alone", "the list was changed")
-class Pops(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class Pops(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([hits.pop(0) for _ in range(k)])
 
 
 @sampler_caught_by("no_document_is_loaded", "were loaded")
-class Reads(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class Reads(Choosing):
+    def chosen(self, query, hits, k):
         return Selection([hit for hit in hits if hit.document.text][:k])
 
 
 @sampler_caught_by("the_generator_is_the_only_chance", "a global random state")
-class DrawsGlobally(TopKSampler):
-    def sample(self, query, hits, *, k, rng):
+class DrawsGlobally(Choosing):
+    def chosen(self, query, hits, k):
         np.random.random()
         return Selection(list(hits[:k]))
 
 
 @sampler_caught_by("the_generator_is_the_only_chance", "the same seed")
-class Remembers(TopKSampler):
+class Remembers(Choosing):
     calls = 0
 
-    def sample(self, query, hits, *, k, rng):
+    def chosen(self, query, hits, k):
         self.calls += 1
         return Selection(list(hits[self.calls % 3 :][:k]))
 
@@ -215,13 +223,14 @@ class CannotEncodeSurrogates(HashingRetriever):
 @retriever_caught_by("dropout_is_a_function_of_the_generator_alone", "changes no vector")
 class DropsNothing(HashingRetriever):
     def encode_query(self, queries, *, batch_size=None, dropout=0.0, rng=None):
+        super().encode_query(queries, dropout=dropout, rng=rng)  # refuses what it should
         return super().encode_query(queries)
 
 
 @retriever_caught_by("dropout_is_a_function_of_the_generator_alone", "by the same seed")
 class DropsAsItLikes(HashingRetriever):
     def encode_query(self, queries, *, batch_size=None, dropout=0.0, rng=None):
-        return super().encode_query(queries, dropout=dropout, rng=np.random.default_rng())
+        return super().encode_query(queries, dropout=dropout, rng=rng and np.random.default_rng())
 
 
 @retriever_caught_by("dropout_is_checked", "raised nothing")

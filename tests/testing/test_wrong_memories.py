@@ -81,6 +81,7 @@ class OneMore(ExampleMemory):
 @caught_by("ties_come_in_order_of_id", "ties")
 class TiesByAge(ExampleMemory):
     def search(self, vectors, *, k, **asked):
+        super().search(vectors, k=k, **asked)  # refuses what it should
         age = {id: number for number, id in enumerate(self._rows)}
         found = super().search(vectors, k=len(self), **asked)
         return [sorted(hits, key=lambda hit: (-hit.score, age[hit.id]))[:k] for hits in found]
@@ -89,7 +90,7 @@ class TiesByAge(ExampleMemory):
 @caught_by("filters_and_exclusions_apply_before_the_top_k", "fit the filter")
 class FiltersBehindTheTopK(ExampleMemory):
     def search(self, vectors, *, k, where=None, exclude=None):
-        fitting = {hit.id for hit in super().search(vectors[:1], k=len(self), where=where)[0]}
+        fitting = {hit.id for hits in super().search(vectors, k=len(self), where=where) for hit in hits}
         found = super().search(vectors, k=k, exclude=exclude)
         return [[hit for hit in hits if hit.id in fitting] for hits in found]
 
@@ -122,6 +123,7 @@ class Filters(ExampleMemory):
     """Filters by a function of its own."""
 
     def search(self, vectors, *, k, where=None, exclude=None):
+        super().search(vectors, k=k, where=where)  # refuses what it should
         found = super().search(vectors, k=len(self), exclude=exclude)
         return [[hit for hit in hits if self.fits(where or {}, hit.document.metadata)][:k] for hits in found]
 
@@ -197,7 +199,8 @@ class Altering(ExampleMemory):
     """Stores another document than it was given."""
 
     def add(self, documents, vectors, **asked):
-        return super().add([self.altered(document) for document in documents], vectors, **asked)
+        altered = [self.altered(one) if isinstance(one, Document) else one for one in documents]
+        return super().add(altered, vectors, **asked)
 
 
 @caught_by("what_is_read_back_equals_what_was_stored", "metadata of")
@@ -284,9 +287,10 @@ class Normalises(ExampleMemory):
 
 
 @caught_by("prompts_and_other_things_are_refused", "raised nothing")
-class TakesPrompts(Altering):
-    def altered(self, document):
-        return Document("whatever") if isinstance(document, str) or document.blanks else document
+class TakesPrompts(ExampleMemory):
+    def add(self, documents, vectors, **asked):
+        taken = [Document("whatever") if isinstance(one, str) or one.blanks else one for one in documents]
+        return super().add(taken, vectors, **asked)
 
 
 @caught_by("inputs_are_left_alone", "read-only")
@@ -423,6 +427,21 @@ def test_a_heavy_module_is_caught(caught, tmp_path: Path, monkeypatch):
 
     contract = type("Heavy", (MemoryStoreContract,), {"open": lambda self, path: heavy.Heavy(path)})
     caught(contract, "test_importing_it_is_light", "importing heavy_memory imports faiss")
+
+
+def test_a_plugin_that_imports_heavily_at_start_is_caught(caught, own_registry, install):
+    """Although the component's own module is light."""
+    source = """
+    import faiss
+    @hookimpl
+    def racm3_components():
+        yield Component(MemoryStore, "light", "light_memory:Light")
+    """
+    light = "from racm3.scaffold.memory import ExampleMemory\nclass Light(ExampleMemory): ..."
+    install("racm3-heavy", source, modules={"light_memory": light})
+    kind = importlib.import_module("light_memory").Light
+    contract = type("Light", (MemoryStoreContract,), {"open": lambda self, path: kind(path)})
+    caught(contract, "test_importing_it_is_light", "importing racm3_heavy imports faiss")
 
 
 def test_a_skip_needs_a_reason_in_the_open():

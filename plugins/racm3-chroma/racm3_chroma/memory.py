@@ -15,12 +15,9 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -29,27 +26,23 @@ from racm3.errors import (
     ConfigError,
     DuplicateDocument,
     EncoderMismatch,
-    MemoryCorrupt,
     MemoryStoreError,
 )
 from racm3.interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Where
 from racm3.memories.arguments import check_count, check_policy, exclusions, id_list, with_vectors
-from racm3.memories.journal import Journal
 from racm3.memories.vectors import unit_vectors
 from racm3.memories.where import parse
 
-from .connection import Connection, Shelf
+from .archive import CHANGE, STREAMED, Archive
+from .connection import Connection
 from .mirror import Found, Mirror
-from .record import Record, data_of, document_of, key_of, piece_keys, pieces_of, record_of
-from .where import PREFIX, Unsayable, any_of, hash_token, translated
+from .record import Record, key_of
+from .where import PREFIX, Unsayable, translated
 
-FORMAT = 1
 DEFAULT_PATH = Path("chroma")
-STREAMED = 32  # documents, with their pictures, that are held at a time
 OVERFETCH = 4  # how many times more than wanted Chroma's approximate index is asked for
 
-MANIFEST = {f"{PREFIX}format": FORMAT}
-FINGERPRINT, DIM, CHANGE = f"{PREFIX}fingerprint", f"{PREFIX}dim", f"{PREFIX}change"
+FINGERPRINT, DIM = f"{PREFIX}fingerprint", f"{PREFIX}dim"
 
 
 class ChromaMemory(MemoryStore):
@@ -85,15 +78,11 @@ class ChromaMemory(MemoryStore):
         self._process = os.getpid()
         self._mirror: Mirror | None = None
         self._mirrored: tuple[str, int] | None = None  # the state of the collection that the mirror shows
-        self._last_stamp = 0
         folder = None if host is not None else Path(path or DEFAULT_PATH)
         self._chroma = Connection(folder, host=host or "", port=port, ssl=ssl, headers=headers)
         self._closed = False
         try:
-            self._records = self._chroma.collection(collection, MANIFEST)
-            self._pictures = self._chroma.collection(f"{collection}-pictures", MANIFEST)
-            for shelf in (self._records, self._pictures):
-                self._check_format(shelf)
+            self._archive = Archive(self._chroma, collection)
         except BaseException:
             self._chroma.close()
             raise
@@ -102,14 +91,14 @@ class ChromaMemory(MemoryStore):
     def encoder(self) -> Encoder | None:
         """The encoder that the memory is bound to, if it is."""
         with self._using():
-            manifest = self._records.manifest()
+            manifest = self._archive.records.manifest()
             return Encoder(manifest[FINGERPRINT], manifest[DIM]) if FINGERPRINT in manifest else None
 
     def bind(self, encoder: Encoder) -> None:
         with self._using():
             bound = self.encoder
             if bound is None:
-                self._change({FINGERPRINT: encoder.fingerprint, DIM: int(encoder.dim)})
+                self._archive.change({FINGERPRINT: encoder.fingerprint, DIM: int(encoder.dim)})
             elif bound != encoder:
                 raise EncoderMismatch(
                     f"The memory was filled by encoder {bound.fingerprint} (width {bound.dim}), "
@@ -133,7 +122,7 @@ class ChromaMemory(MemoryStore):
         rows = unit_vectors(vectors, encoder.dim)
         given = list(with_vectors(documents, rows))
         with self._using():
-            stored = self._records.present([key_of(document.id) for document, _ in given])
+            stored = self._archive.records.present([key_of(document.id) for document, _ in given])
             chosen: dict[str, tuple[Document, np.ndarray]] = {}
             for document, row in given:
                 key = key_of(document.id)
@@ -147,7 +136,7 @@ class ChromaMemory(MemoryStore):
                 if on_duplicate == "replace" or not (key in stored or key in chosen):
                     chosen[key] = document, row
             if chosen:
-                self._store(list(chosen.values()), stored.intersection(chosen))
+                self._archive.store(list(chosen.values()), stored.intersection(chosen))
         return [document.id for document, _ in given]
 
     def search(
@@ -168,10 +157,10 @@ class ChromaMemory(MemoryStore):
             excluded = exclusions(exclude, len(queries))
             if encoder is None or k == 0 or not len(queries):
                 return [[] for _ in queries]
-            count = self._records.count()
+            count = self._archive.records.count()
             if count <= self.exact_up_to:
                 mirror = self._caught_up(encoder.dim, count)
-                allowed = None if where is None else self._keys_matching(where)
+                allowed = None if where is None else self._archive.keys_matching(where)
                 found = mirror.nearest(queries, int(k), allowed=allowed, excluded=excluded)
             else:
                 found = self._nearest_by_chroma(queries, min(int(k), count), where, excluded, count)
@@ -181,21 +170,21 @@ class ChromaMemory(MemoryStore):
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it is not what was stored."""
         keys = [key_of(id) for id in id_list(ids)]
         with self._using():
-            found = self._documents(self._records.get(keys).values())
+            found = self._archive.documents(self._archive.records.get(keys).values())
         return [found.get(key) for key in keys]
 
     def items(self) -> Iterator[tuple[Document, np.ndarray]]:
         """As `MemoryStore.items`: those stored when it was called, read in batches, so that others can write meanwhile."""
         with self._using():
-            stamps = {record.key: record.stamp for record in self._records.matching()}
+            stamps = {record.key: record.stamp for record in self._archive.records.matching()}
         keys = sorted(stamps, key=lambda key: (stamps[key], key))
 
         def batches() -> Iterator[tuple[Document, np.ndarray]]:
             for start in range(0, len(keys), STREAMED):
                 with self._using():
-                    records = self._records.get(keys[start : start + STREAMED], vectors=True)
+                    records = self._archive.records.get(keys[start : start + STREAMED], vectors=True)
                     unchanged = {key: record for key, record in records.items() if record.stamp == stamps[key]}
-                    documents = self._documents(unchanged.values())
+                    documents = self._archive.documents(unchanged.values())
                 for key in keys[start : start + STREAMED]:
                     if key in documents:
                         yield documents[key], _vector(unchanged[key])
@@ -207,29 +196,24 @@ class ChromaMemory(MemoryStore):
             parse(where)
         check_count("n", n, "documents")
         with self._using():
-            keys = sorted(self._records.keys() if where is None else self._keys_matching(where))
+            keys = sorted(self._archive.records.keys() if where is None else self._archive.keys_matching(where))
             drawn = [keys[row] for row in rng.choice(len(keys), size=min(n, len(keys)), replace=False)] if keys else []
-            records = self._records.get(drawn, vectors=True)
+            records = self._archive.records.get(drawn, vectors=True)
             return [self._hit(_found(records[key])) for key in drawn]
 
     def delete(self, ids: Sequence[str]) -> int:
         keys = [key_of(id) for id in id_list(ids)]
         with self._using():
-            records = self._records.get(keys)
-            if records:
-                self._records.delete(records)
-                self._forget_pictures(records.values())
-                self._change()
-        return len(records)
+            return self._archive.remove(keys)
 
     def __len__(self) -> int:
         with self._using():
-            return self._records.count()
+            return self._archive.records.count()
 
     def refresh(self) -> None:
         """Take in what other processes have written since. Every search does so of itself; this does it ahead of one."""
         with self._using():
-            encoder, count = self.encoder, self._records.count()
+            encoder, count = self.encoder, self._archive.records.count()
             if encoder is not None and count <= self.exact_up_to:
                 self._caught_up(encoder.dim, count)
 
@@ -245,64 +229,18 @@ class ChromaMemory(MemoryStore):
                 self._chroma.close()
             self._closed, self._mirror = True, None
 
-    # Writing
-
-    def _store(self, chosen: Sequence[tuple[Document, np.ndarray]], replaced: Collection[str]) -> None:
-        """Write documents of which some replace others; put everything back if that fails."""
-        stamp = self._last_stamp = max(time.time_ns(), self._last_stamp + 1)
-        self._last_stamp += len(chosen)
-        records = [record_of(document, row, stamp + number) for number, (document, row) in enumerate(chosen)]
-        images = {image.content_hash: image for document, _ in chosen for image in document.images}
-        pieces = {piece.key: piece for image in images.values() for piece in pieces_of(image)}
-        # Upserting would leave the old metadata's other fields in place.
-        old = self._records.get(replaced, vectors=True)
-        try:
-            self._pictures.add([pieces[key] for key in pieces.keys() - self._pictures.present(pieces)])
-            self._records.delete(old)
-            self._records.add(records)
-            self._change()
-        except BaseException:
-            self._records.delete(self._records.present([record.key for record in records]))
-            self._records.add(list(old.values()))
-            self._forget_pictures(records)
-            self._change()
-            raise
-        self._forget_pictures(old.values())
-
-    def _forget_pictures(self, records: Iterable[Record]) -> None:
-        """Remove the pictures of records that are gone, where no other record shows them."""
-        pieces = {name: count for record in records for name, count in record.pictures.items()}
-        if not pieces:
-            return
-        for where in any_of([hash_token(name) for name in pieces]):
-            for record in self._records.matching(where):
-                for name in record.pictures:
-                    pieces.pop(name, None)
-        self._pictures.delete([key for name, count in pieces.items() for key in piece_keys(name, count)])
-
-    def _change(self, values: Mapping[str, Any] | None = None) -> None:
-        """Note in the collection that it is another one now, for all who have a copy of its vectors."""
-        self._records.set_manifest({**self._records.manifest(), **(values or {}), CHANGE: uuid.uuid4().hex})
-
     # Reading
 
     def _caught_up(self, dim: int, count: int) -> Mirror:
         """The mirror, as the collection is now."""
         # The count tells of a writer that was stopped before it could note its change.
-        state = (str(self._records.manifest().get(CHANGE)), count)
+        state = (str(self._archive.records.manifest().get(CHANGE)), count)
         if self._mirror is None or self._mirrored != state:
             mirror = self._mirror or Mirror(dim)
-            missing = mirror.keep(self._records.matching())
-            mirror.take_in(list(self._records.get(missing, vectors=True).values()))
+            missing = mirror.keep(self._archive.records.matching())
+            mirror.take_in(list(self._archive.records.get(missing, vectors=True).values()))
             self._mirror, self._mirrored = mirror, state
         return self._mirror
-
-    def _keys_matching(self, where: Where) -> list[str]:
-        """The keys of the documents that a filter lets through: by Chroma, or by reading all metadata."""
-        try:
-            return self._records.keys(translated(where))
-        except Unsayable:
-            return _keys_by_reading(self._records.matching(), where)
 
     def _nearest_by_chroma(
         self, queries: np.ndarray, k: int, where: Where | None, excluded: Sequence[Collection[str]], count: int
@@ -311,12 +249,12 @@ class ChromaMemory(MemoryStore):
         try:
             condition = None if where is None else translated(where)
         except Unsayable:
-            return self._nearest_among(self._keys_matching(where or {}), queries, k, excluded)
+            return self._nearest_among(self._archive.keys_matching(where or {}), queries, k, excluded)
         answer: list[list[Found]] = []
         for query, names in zip(queries, excluded, strict=True):
             fetch = OVERFETCH * k + len(names)
             while True:
-                records = self._records.nearest(query[None], min(fetch, count), condition)[0]
+                records = self._archive.records.nearest(query[None], min(fetch, count), condition)[0]
                 found = [_found(record, query) for record in records if not record.names & set(names)]
                 if len(found) >= k or fetch >= count:
                     break
@@ -329,24 +267,8 @@ class ChromaMemory(MemoryStore):
     ) -> list[list[Found]]:
         """The k nearest of some documents of a large memory, exactly."""
         among = Mirror(queries.shape[1])
-        among.take_in(list(self._records.get(keys, vectors=True).values()))
+        among.take_in(list(self._archive.records.get(keys, vectors=True).values()))
         return among.nearest(queries, k, allowed=None, excluded=excluded)
-
-    def _documents(self, records: Collection[Record]) -> dict[str, Document]:
-        """Documents by key. Raises `MemoryCorrupt`, naming the document, when one is not what was stored."""
-        made: dict[str, Document] = {}
-        records = list(records)
-        for start in range(0, len(records), STREAMED):
-            batch = records[start : start + STREAMED]
-            wanted = {name: count for record in batch for name, count in record.pictures.items()}
-            keys = {name: piece_keys(name, count) for name, count in wanted.items()}
-            pieces = self._pictures.get([key for several in keys.values() for key in several])
-
-            def data(name: str, keys: dict[str, list[str]] = keys, pieces: dict[str, Record] = pieces) -> bytes:
-                return data_of([pieces[key] for key in keys[name]])
-
-            made |= {record.key: document_of(record, data) for record in batch}
-        return made
 
     def _hit(self, found: Found) -> Hit:
         return Hit(
@@ -357,9 +279,9 @@ class ChromaMemory(MemoryStore):
     def _loader(self, id: str, stamp: int) -> Callable[[], Document]:
         def load() -> Document:
             with self._using():
-                for record in self._records.get([key_of(id)]).values():
+                for record in self._archive.records.get([key_of(id)]).values():
                     if record.stamp == stamp:
-                        return self._documents([record])[record.key]
+                        return self._archive.documents([record])[record.key]
             raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
 
         return load
@@ -376,34 +298,6 @@ class ChromaMemory(MemoryStore):
                     f"{self._chroma.place} was opened by the parent process.", "Open it again in this process."
                 )
             yield
-
-    def _check_format(self, shelf: Shelf) -> None:
-        """Raises for a collection that is not ours, or that a newer version has made."""
-        version = shelf.manifest().get(f"{PREFIX}format")
-        if version is None:
-            raise MemoryCorrupt(
-                f"{self._chroma.place} has a collection {shelf.name!r}, which racm3 did not make.",
-                "Give the name of another collection.",
-            )
-        if version != FORMAT:
-            raise MemoryStoreError(
-                f"{self._chroma.place} has format {version}; this racm3-chroma reads {FORMAT}.", "Upgrade racm3-chroma."
-            )
-
-
-def _keys_by_reading(records: Sequence[Record], where: Where) -> list[str]:
-    """The keys of the records that a filter lets through, by the SQL that the default memory makes of it."""
-    journal = Journal(None)
-    try:
-        with journal.writing():
-            nowhere = np.zeros(1, dtype=np.float32)
-            keys = {
-                journal.insert(Document("-", id=record.key, metadata=record.document_metadata), nowhere): record.key
-                for record in records
-            }
-            return [keys[seq] for seq in journal.seqs_matching(parse(where)).tolist()]
-    finally:
-        journal.close()
 
 
 def _found(record: Record, query: np.ndarray | None = None) -> Found:

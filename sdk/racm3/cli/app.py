@@ -121,5 +121,7 @@ def run(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             if debug:
                 raise
-            output.error(f"{type(error).__name__}: {error}", "That was not foreseen: --debug shows where it happened.")
+            # A note says whose it is: see `racm3.crossing.calling`.
+            said = " ".join([f"{type(error).__name__}: {error}.", *getattr(error, "__notes__", ())])
+            output.error(said, "That was not foreseen: --debug shows where it happened.")
         sys.exit(1)

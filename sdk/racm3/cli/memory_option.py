@@ -17,22 +17,23 @@ def with_memory(pipeline: PipelineConfig, memory: str) -> PipelineConfig:
     memory: the name of an installed one, which is made with its own defaults; or a path, at which the pipeline's kind of
     memory is opened: anything that is not a name, or has a separator in it (`./faiss`).
     """
-    if is_name(memory):
+    if not_a_name(memory) is None:
         return replace(pipeline, memory=ComponentConfig(MemoryStore, memory, {}))
     # The component stays; its other settings belong to the memory that is not used.
     path = Path(memory).expanduser().absolute()
     return replace(pipeline, memory=replace(pipeline.memory, settings={"path": path}))
 
 
-def is_name(memory: str) -> bool:
-    """Whether `--memory` names a component. A broken plugin, or a name that two plugins claim, raises its own error."""
+def not_a_name(memory: str) -> str | None:
+    """Why `--memory` names no component, in words (none for what is a path by its form); None when it does. A plugin that
+    is known to be broken, or a name that two plugins claim, raises its own error."""
     if "/" in memory or "\\" in memory or memory.startswith((".", "~")):
-        return False
+        return ""
     try:
         registry().component(MemoryStore, memory)
-    except PluginNotFound:
-        return False
-    return True
+    except PluginNotFound as error:
+        return str(error)
+    return None
 
 
 def memory_path(pipeline: PipelineConfig) -> Path | None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, FilterError
-from ..interfaces import MemoryStore
 from ..options import Options
 from ..registry import registry
 
@@ -97,7 +96,7 @@ def chosen_pipeline(
     config: Path | None, preset: str | None, memory: str | None, *, writes: bool = False, generates: bool = True
 ) -> PipelineConfig:
     """The pipeline that the options choose. writes: the memory may be new; otherwise it has to be there."""
-    from .memory_option import is_missing, memory_path, only_read, with_memory
+    from .memory_option import is_missing, memory_path, not_a_name, only_read, with_memory
 
     chosen = configured(config, preset)
     if memory is not None:
@@ -108,10 +107,10 @@ def chosen_pipeline(
             again = ["--config", str(config)] if config else ["--preset", preset] if preset else []
             if memory is not None or config is None:
                 again += ["--memory", str(memory or path)]
-            names = f", and none is named so. Installed: {', '.join(registry().names(MemoryStore))}" if memory else ""
-            raise ConfigError(
-                f"There is no memory at {memory or path}{names}.", f"Make one: racm3 index FOLDER {shlex.join(again)}"
-            )
+            what = f"There is no memory at {memory or path}."
+            if memory is not None:
+                what = f"{what} {not_a_name(memory) or ''}".rstrip()
+            raise ConfigError(what, f"Make one: racm3 index FOLDER {shlex.join(again)}")
         chosen = replace(chosen, memory=only_read(chosen.memory))
     return chosen if generates else replace(chosen, generator=None)
 

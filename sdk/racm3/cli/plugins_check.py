@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..discovery import canonical
-from ..errors import ConfigError, PluginNotFound, nearest
+from ..errors import ConfigError, PluginNotFound
 from ..hookspecs import INTERFACES, Component
 from ..registry import registry
 from . import output
@@ -62,6 +62,9 @@ def check(
 
 def _named(name: str) -> list[tuple[Component, str]]:
     """The components of that name, or of that distribution, each with a name by which the registry finds it."""
+    for info in registry().plugins():
+        if info.status != "ok" and canonical(name) == info.distribution:
+            raise info.as_error()
     found = []
     for interface in INTERFACES.values():
         try:
@@ -74,7 +77,8 @@ def _named(name: str) -> list[tuple[Component, str]]:
     found = [(component, f"{info.distribution}:{component.name}") for info in infos for component in info.components]
     if not found:
         known = sorted({known for interface in INTERFACES.values() for known in registry().names(interface)})
-        raise PluginNotFound(f"No component named {name!r}. Installed: {', '.join(known)}.", nearest(name, known))
+        hint = registry().hint_for(name, known)
+        raise PluginNotFound(f"No component named {name!r}. Installed: {', '.join(known)}.", hint)
     return found
 
 

@@ -8,8 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..discovery import canonical
 from ..errors import ConfigError
-from ..hookspecs import INTERFACES
+from ..hookspecs import INTERFACES, PROJECT
 from ..registry import registry
 from . import output
 
@@ -31,6 +32,9 @@ def new(
 
     if name in registry().names(INTERFACES[interface.value]):
         raise ConfigError(f"A {interface.value} named {name!r} is installed already.", "Choose another name.")
+    for info in registry().plugins():
+        if info.distribution == canonical(f"{PROJECT}-{name}"):  # whose place the new package would take
+            raise ConfigError(f"A package {PROJECT}-{name} is installed already: {info}.", "Choose another name.")
     folder = Path(f"racm3-{name}") if out is None else out.expanduser()
     for file in write_package(name, interface.value, folder):
         typer.echo(file)

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
+from ..discovery import describe
 from ..errors import RACM3Error
 
 T = TypeVar("T")
@@ -121,10 +122,11 @@ class Contract:
     # Rules of every component
 
     def test_importing_it_is_light(self) -> None:
-        """Importing the component's module imports no heavy library: that waits until the component is used."""
+        """Importing the plugin, or the component's module, imports no heavy library: that waits for the first use."""
         kind = self.component_type()
-        heavy = _in_child("heavy_imports", module=kind.__module__, file=inspect.getfile(kind))
-        expect(not heavy, f"importing {kind.__module__} imports {', '.join(heavy)}: do that inside of methods")
+        for module, file in {**_plugins_of(kind), kind.__module__: inspect.getfile(kind)}.items():
+            heavy = _in_child("heavy_imports", module=module, file=file)
+            expect(not heavy, f"importing {module} imports {', '.join(heavy)}: do that inside of methods")
 
     def test_its_settings_can_be_described(self) -> None:
         """The constructor's annotated keyword arguments have a JSON Schema, so that pipeline files can hold them."""
@@ -189,9 +191,11 @@ def _outcome(instance: Contract, name: str) -> tuple[Literal["passed", "failed",
         return "failed", str(violation)
     except RACM3Error as error:
         return "failed", f"{type(error).__name__}: {error}"
-    except Exception as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a component that exits fails the check, and no more
         frame = traceback.extract_tb(error.__traceback__)[-1]
-        return "failed", f"{type(error).__name__}: {error} ({Path(frame.filename).name}, line {frame.lineno})"
+        return "failed", f"{describe(error)} ({Path(frame.filename).name}, line {frame.lineno})"
     finally:
         instance.teardown_method(check)
     return "passed", ""
@@ -226,6 +230,20 @@ def answer(
     contract = found()
     contract.settings = settings
     return getattr(contract, work)(**arguments)
+
+
+def _plugins_of(component: type) -> dict[str, str]:
+    """The modules that racm3 imports at start to hear of a component, with their files; those are left out that the
+    component's own module imports too, being packages that it lies in."""
+    from ..registry import registry
+
+    own = component.__module__
+    infos = [info for info in registry().plugins() for record in info.components if record.target.startswith(f"{own}:")]
+    implementations = [one for info in infos for one in info.hooks.racm3_components.get_hookimpls()]
+    names = {
+        one.function.__module__ for one in implementations if not f"{own}.".startswith(f"{one.function.__module__}.")
+    }
+    return {name: inspect.getfile(sys.modules[name]) for name in sorted(names)}
 
 
 def heavy_imports(module: str, file: str) -> list[str]:

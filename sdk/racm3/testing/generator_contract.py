@@ -265,7 +265,7 @@ class GeneratorContract(Contract):
         def work(number: int) -> None:
             try:
                 got[number] = generator.generate(requests, options=OPTIONS)
-            except Exception as error:
+            except BaseException as error:
                 got[number] = error
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(len(got))]

@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from ..discovery import describe
 from ..errors import PluginLoadFailed
 from ..hookspecs import Component
 from ..interfaces import Generator, MemoryStore, Retriever, Sampler
@@ -77,8 +78,10 @@ def contract_of(component: Component, name: str, settings: Mapping[str, Any]) ->
     module, _, attribute = component.contract.partition(":")
     try:
         found = getattr(import_module(module), attribute)
-    except Exception as error:
-        message = f"The contract of {component.name!r}, {component.contract}, cannot be loaded: {type(error).__name__}: {error}."
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        message = f"The contract of {component.name!r}, {component.contract}, cannot be loaded: {describe(error)}."
         raise PluginLoadFailed(message) from error
     expected = INTERFACES[component.kind]
     if not (isinstance(found, type) and issubclass(found, expected)):

@@ -334,7 +334,7 @@ class MemoryStoreContract(SearchChecks):
                     found = [ids(hits) for hits in memory.search(vectors[start : start + 2], k=1)]
                     if found != [[f"d{start:05d}"], [f"d{start + 1:05d}"]]:
                         failures.append(f"a thread looked for what it had stored, and found {found}")
-            except Exception as error:
+            except BaseException as error:
                 failures.append(f"{type(error).__name__}: {error}")
 
         threads = [threading.Thread(target=work, args=(part,)) for part in range(4)]

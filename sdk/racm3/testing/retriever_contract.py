@@ -214,7 +214,7 @@ class RetrieverContract(Contract):
         def work(number: int) -> None:
             try:
                 got[number] = retriever.encode_document(documents)
-            except Exception as error:
+            except BaseException as error:
                 got[number] = error
 
         threads = [threading.Thread(target=work, args=(number,)) for number in range(len(got))]

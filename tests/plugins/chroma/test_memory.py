@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -18,7 +21,8 @@ from racm3.interfaces import Encoder
 from racm3.memories.predicate import predicate
 from racm3.registry import Registry
 from racm3_chroma import record
-from racm3_chroma.memory import MANIFEST, ChromaMemory
+from racm3_chroma.archive import MANIFEST
+from racm3_chroma.memory import ChromaMemory
 from racm3_chroma.where import Unsayable, translated
 
 DIM = 8
@@ -105,6 +109,37 @@ def test_an_embedding_function_that_a_collection_names_is_never_made(tmp_path: P
     client.close()
 
 
+# What a process connects to while it uses a memory; Python tells of every attempt.
+CONNECTIONS = """
+import json, sys
+seen = []
+sys.addaudithook(lambda event, given: seen.append(given[1]) if event == "socket.connect" else None)
+from pathlib import Path
+import numpy as np
+from racm3 import Document
+from racm3.interfaces import Encoder
+from racm3_chroma.memory import ChromaMemory
+settings = json.loads(sys.argv[1])
+with ChromaMemory(Path("memory") if not settings else None, collection="telemetry", **settings) as memory:
+    memory.bind(Encoder("e", 2))
+    memory.add([Document("a")], np.float32([[1, 0]]))
+    assert memory.search(np.float32([[1, 0]]), k=1)[0]
+print(json.dumps(seen))
+"""
+
+
+def test_nobody_but_the_server_is_told_anything(
+    tmp_path: Path, chroma_server: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ANONYMIZED_TELEMETRY", "True")
+    for settings in ({}, {"host": "127.0.0.1", "port": chroma_server}):
+        command = [sys.executable, "-c", CONNECTIONS, json.dumps(settings)]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        told = {tuple(address) for address in json.loads(done.stdout)}
+        assert told == ({("127.0.0.1", chroma_server)} if settings else set())
+
+
 def test_telemetry_is_off(memory: ChromaMemory) -> None:
     assert memory._chroma._client.get_settings().anonymized_telemetry is False
 
@@ -123,7 +158,7 @@ def test_numbers_of_any_size_compare_exactly_in_chroma(memory: ChromaMemory) -> 
         for where in ({"n": {operator: bound}}, {"n": {"$not": {operator: bound}}}):
             fits = predicate(where)
             expected = [id for id, metadata in everything.items() if fits(metadata)]
-            assert sorted(memory._records.keys(translated(where))) == sorted(expected), where
+            assert sorted(memory._archive.records.keys(translated(where))) == sorted(expected), where
 
 
 def test_what_chroma_cannot_say_is_read_from_the_metadata(memory: ChromaMemory) -> None:
@@ -170,15 +205,15 @@ def test_pictures_are_stored_once_in_pieces_and_leave_with_their_last_document(
     monkeypatch.setattr(record, "PIECE_BYTES", 100)
     shared = picture(0)
     memory.add([Document([text, shared], id=text) for text in "abc"], unit(0, 3))
-    pieces = memory._pictures.count()
+    pieces = memory._archive.pictures.count()
     assert pieces == -(-len(shared.data) // 100) > 1
     found = memory.get(["b"])[0]
     assert found is not None and found.image is not None and found.image.data == shared.data
     memory.delete(["a"])
     memory.add([Document("text alone", id="b")], unit(1, 1), on_duplicate="replace")
-    assert memory._pictures.count() == pieces
+    assert memory._archive.pictures.count() == pieces
     memory.delete(["c"])
-    assert memory._pictures.count() == 0
+    assert memory._archive.pictures.count() == 0
 
 
 def test_a_document_that_is_not_what_was_stored_is_named(memory: ChromaMemory, tmp_path: Path) -> None:
@@ -217,8 +252,8 @@ def test_a_call_that_fails_half_way_is_taken_back(
     old = Document(["old", picture(0)], id="a", metadata={"v": 1})
     memory.add([old, *texts(3)], unit(0, 4))
     before = [(document, vector.tolist()) for document, vector in memory.items()]
-    pieces = memory._pictures.count()
-    real, calls = getattr(memory._records, failing), []
+    pieces = memory._archive.pictures.count()
+    real, calls = getattr(memory._archive.records, failing), []
 
     def broken(given: Any) -> None:
         calls.append(given)
@@ -228,12 +263,12 @@ def test_a_call_that_fails_half_way_is_taken_back(
             raise MemoryStoreError("The server is gone.")
         real(given)
 
-    monkeypatch.setattr(memory._records, failing, broken)
+    monkeypatch.setattr(memory._archive.records, failing, broken)
     new = [Document(["new", picture(1)], id="a"), Document("more", id="b")]
     with pytest.raises(MemoryStoreError, match="is gone"):
         memory.add(new, unit(1, 2), on_duplicate="replace")
     assert [(document, vector.tolist()) for document, vector in memory.items()] == before
-    assert memory._pictures.count() == pieces
+    assert memory._archive.pictures.count() == pieces
     assert memory.search(unit(0, 1), k=9)[0][0].document == old
     with pytest.raises(DuplicateDocument):
         memory.add(new, unit(1, 2))
