@@ -28,6 +28,8 @@ from ..errors import (
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
+from .database import part_of
+from .durable import make_folder
 from .index import VectorIndex
 from .journal import Journal, vectors_of
 from .vectors import unit_vectors
@@ -43,9 +45,16 @@ logger = logging.getLogger("racm3.memories")
 class FaissMemory(MemoryStore):
     """Documents in SQLite, exact inner-product search by FAISS. Safe to share between threads.
 
+    Any number of processes can read a memory while one writes to it; each search takes in what was written before. The
+    first change makes a process the writer until it closes the memory or ends; another one that tries gets `MemoryLocked`
+    at once, with the writer's process id. Reading alone changes nothing in a memory that was exported.
+
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
     ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
     that are added from now on; "float16" keeps them in half of the room, rounded to 11 bits. What is stored stays as it is.
+    durable: what `add` and `delete` did is on disk when they return. False spares them the wait for it, which is most of
+    what a small addition takes: whatever happens the memory opens and holds no half documents, and a process that is
+    killed loses nothing; but if the machine itself stops, the last of its additions may be missing.
     """
 
     def __init__(
@@ -54,6 +63,7 @@ class FaissMemory(MemoryStore):
         *,
         read_only: bool = False,
         precision: Literal["float32", "float16"] = "float32",
+        durable: bool = True,
     ) -> None:
         if precision not in ("float32", "float16"):
             raise MemoryStoreError(f"No precision {precision!r}.", "Use 'float32' or 'float16'.")
@@ -62,7 +72,7 @@ class FaissMemory(MemoryStore):
         database = None
         if self._folder is not None:
             database, read_only = _prepared(self._folder, read_only)
-        self._journal = Journal(database, read_only=read_only)
+        self._journal = Journal(database, read_only=read_only, durable=durable)
         self._index: VectorIndex | None = None
         self._stale = False  # whether a snapshot on disk would be worth writing
         if self._folder is not None and not read_only:
@@ -289,9 +299,14 @@ class FaissMemory(MemoryStore):
         path: a folder that is missing or empty. snapshot: with the index, so that opening a large memory is quick.
         """
         folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MemoryStoreError(f"{folder} is not an empty folder.", "Give another path.")
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            # An export that was killed has left its unfinished file, which is written anew.
+            others = folder.exists() and [name for name in os.listdir(folder) if not name.startswith(part_of(DATABASE))]
+            if others:
+                raise MemoryStoreError(f"{folder} is not an empty folder.", "Give another path.")
+            make_folder(folder)
+        except OSError as error:
+            raise MemoryStoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
         self._journal.copy_to(folder / DATABASE)
         if snapshot:
             copy = FaissMemory(folder, read_only=True)
@@ -308,7 +323,7 @@ class FaissMemory(MemoryStore):
         index = self._index
         if index is None and self._folder is not None:
             index = snapshot.load(self._folder, encoder.dim)
-            if index is None and not self.read_only:
+            if index is None and not self.read_only and not journal.shipped:
                 snapshot.discard(self._folder)
                 self._stale = True
         if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
@@ -349,7 +364,7 @@ def _prepared(folder: Path, read_only: bool) -> tuple[Path, bool]:
             raise MemoryCorrupt(
                 f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
             )
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     except OSError as error:
         raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
     return database, False

@@ -1,4 +1,4 @@
-"""The index on disk: `index-<seq>.faiss`, and `index.json` that says what is in it.
+"""The index on disk: `index-<checksum>.faiss`, and `index.json` that names it and says what is in it.
 
 A snapshot only saves time. It is written to a temporary file, fsynced, renamed, and its folder fsynced; whatever is
 missing, torn, stale or not ours is passed over, and the index is built from the journal.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 import uuid
 from pathlib import Path
 
+from .durable import publish
 from .index import VectorIndex
 from .journal import State
 
@@ -35,6 +35,8 @@ def load(folder: Path, dim: int) -> VectorIndex | None:
     import faiss
 
     header = _header(folder)
+    if header is not None and not (folder / header["file"]).exists():
+        header = _header(folder)  # a writer has put another in its place since
     if header is None or header["dim"] != dim:
         return None
     path = folder / header["file"]
@@ -70,25 +72,26 @@ def save(index: VectorIndex, folder: Path) -> None:
     import faiss
 
     assert not index.dead
-    target = folder / f"index-{index.last_seq}.faiss"
-    part = folder / f"{target.name}.{uuid.uuid4().hex}.part"
+    part = folder / f"index-{uuid.uuid4().hex}.faiss.part"
     try:
         try:
             faiss.write_index(index.index, str(part))
         except RuntimeError as error:
             raise OSError(f"faiss cannot write it: {error}") from error
+        sha256 = _sha256(part)
+        target = folder / f"index-{sha256[:16]}.faiss"  # another name for other content: the old one stands until then
         header = {
             "format": FORMAT,
             "file": target.name,
             "last_seq": index.last_seq,
             "generation": index.generation,
             "dim": index.dim,
-            "sha256": _sha256(part),
+            "sha256": sha256,
         }
         header["checksum"] = _checksum(header)
-        _publish(part, target)
+        publish(part, target)
         part.write_text(json.dumps(header, indent=1), encoding="utf-8")
-        _publish(part, folder / HEADER)
+        publish(part, folder / HEADER)
     finally:
         part.unlink(missing_ok=True)
     for old in folder.glob("index-*.faiss*"):
@@ -122,16 +125,3 @@ def _checksum(header: dict) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _publish(part: Path, target: Path) -> None:
-    """Rename a written file into place so that it is there whole or not at all, even if the power fails."""
-    with part.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(part, target)
-    if os.name == "posix":
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)

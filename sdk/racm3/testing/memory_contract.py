@@ -310,11 +310,12 @@ class MemoryStoreContract(SearchChecks):
         return facts
 
     def test_refresh_takes_in_what_another_process_wrote(self) -> None:
-        """After refresh() an open memory finds what another process has stored since."""
+        """After refresh() a memory that is open, and writes nothing itself, finds what another process has stored."""
         place = self.new_place()
+        with self.open(place) as memory:
+            memory.bind(ENCODER)
+            memory.add(texts(3), unit(0, 3))
         memory = self._opened(place)
-        memory.bind(ENCODER)
-        memory.add(texts(3), unit(0, 3))
         memory.search(unit(0, 1), k=1)
         self.in_new_process("reopen", path=str(place))
         memory.refresh()
