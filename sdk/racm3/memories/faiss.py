@@ -242,7 +242,7 @@ class FaissMemory(MemoryStore):
             index = self._caught_up()
             if index is not None and index.last_seq:
                 self._index = index.compacted()
-                _save(self._index, self._folder)
+                snapshot.save(self._index, self._folder)
         self._stale = False
 
     def close(self) -> None:
@@ -309,11 +309,11 @@ class FaissMemory(MemoryStore):
             raise MemoryStoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
         self._journal.copy_to(folder / DATABASE)
         if snapshot:
-            copy = FaissMemory(folder, read_only=True)
-            with copy, copy._journal.reading():
-                index = copy._caught_up()
-                if index is not None:
-                    _save(index, folder)
+            try:
+                _add_snapshot(folder)
+            except BaseException:
+                (folder / DATABASE).unlink(missing_ok=True)
+                raise
 
     def _caught_up(self) -> VectorIndex | None:
         """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""
@@ -370,10 +370,9 @@ def _prepared(folder: Path, read_only: bool) -> tuple[Path, bool]:
     return database, False
 
 
-def _save(index: VectorIndex, folder: Path) -> None:
-    try:
-        snapshot.save(index, folder)
-    except OSError as error:
-        raise MemoryStoreError(
-            f"The index cannot be saved in {folder}: {error}.", "No document is lost: it is rebuilt when opened."
-        ) from error
+def _add_snapshot(folder: Path) -> None:
+    """Write the index of an exported memory beside it."""
+    with FaissMemory(folder, read_only=True) as memory, memory._journal.reading():
+        index = memory._caught_up()
+        if index is not None:
+            snapshot.save(index, folder)

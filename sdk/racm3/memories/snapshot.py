@@ -11,11 +11,18 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from ..errors import MemoryStoreError
 from .durable import publish
 from .index import VectorIndex
 from .journal import State
+
+if TYPE_CHECKING:
+    import faiss
 
 FORMAT = 1
 HEADER = "index.json"
@@ -68,41 +75,68 @@ def damaged(folder: Path) -> bool:
 
 
 def save(index: VectorIndex, folder: Path) -> None:
-    """Write an index that has no tombstones. Raises `OSError` when that fails; the snapshot before then still stands."""
-    import faiss
-
+    """Write an index that has no tombstones. Raises `MemoryStoreError` when that fails; the one before then stands."""
     assert not index.dead
     part = folder / f"index-{uuid.uuid4().hex}.faiss.part"
-    try:
+    with _said(folder):
         try:
-            faiss.write_index(index.index, str(part))
-        except RuntimeError as error:
-            raise OSError(f"faiss cannot write it: {error}") from error
-        sha256 = _sha256(part)
-        target = folder / f"index-{sha256[:16]}.faiss"  # another name for other content: the old one stands until then
-        header = {
-            "format": FORMAT,
-            "file": target.name,
-            "last_seq": index.last_seq,
-            "generation": index.generation,
-            "dim": index.dim,
-            "sha256": sha256,
-        }
-        header["checksum"] = _checksum(header)
-        publish(part, target)
-        part.write_text(json.dumps(header, indent=1), encoding="utf-8")
-        publish(part, folder / HEADER)
-    finally:
-        part.unlink(missing_ok=True)
+            _save(index, folder, part)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _save(index: VectorIndex, folder: Path, part: Path) -> None:
+    sha256 = _write(index.index, part)
+    target = folder / f"index-{sha256[:16]}.faiss"  # another name for other content: the old one stands until then
+    header = {
+        "format": FORMAT,
+        "file": target.name,
+        "last_seq": index.last_seq,
+        "generation": index.generation,
+        "dim": index.dim,
+        "sha256": sha256,
+    }
+    header["checksum"] = _checksum(header)
+    publish(part, target)
+    part.write_text(json.dumps(header, indent=1), encoding="utf-8")
+    publish(part, folder / HEADER)
     for old in folder.glob("index-*.faiss*"):
         # A part may belong to another process that is writing it now, or to one that was killed.
         if old != target and (old.suffix != ".part" or time.time() - old.stat().st_mtime > ABANDONED):
             old.unlink(missing_ok=True)
 
 
+def _write(index: faiss.Index, path: Path) -> str:
+    """Write an index, and return its SHA-256. Not by faiss: it takes no notice when closing a file fails, as on a full
+    disk, and a torn file would get a checksum of its own."""
+    import faiss
+
+    digest = hashlib.sha256()
+    with path.open("wb") as file:
+
+        def write(data: bytes) -> None:
+            digest.update(data)
+            file.write(data)
+
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+    return digest.hexdigest()
+
+
 def discard(folder: Path) -> None:
     """Remove the snapshot of a folder."""
-    (folder / HEADER).unlink(missing_ok=True)
+    with _said(folder):
+        (folder / HEADER).unlink(missing_ok=True)
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MemoryStoreError(
+            f"The index cannot be saved in {folder}: {error.strerror or error}.",
+            "No document is lost: it is rebuilt when opened.",
+        ) from error
 
 
 def _header(folder: Path) -> dict | None:
