@@ -32,9 +32,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from racm3.document import Document, Image
-from racm3.errors import RACM3Error
+from racm3.errors import MemoryStoreError, RACM3Error
 from racm3.interfaces import Encoder
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.shards import Export, export_memory, import_memory
 
 KINDS = ("none", "kill", "tear", "full", "broken", "short")  # as in faults.c
 DIM = 8
@@ -65,6 +66,8 @@ class Step(NamedTuple):
             memory.search(vectors({"query": 0}), k=3, where={"even": True})
         elif self.kind == "export":
             memory.export_read_only(place / "export", snapshot=True)
+        elif self.kind == "shards":
+            export_memory(memory, place / "shards", shard_bytes=2**14)
         else:
             {"flush": memory.flush, "compact": memory.compact}[self.kind]()
 
@@ -96,7 +99,7 @@ def names(first: int, n: int) -> tuple[str, ...]:
 EVERYTHING = [
     Step("bind"), Step("add", names(0, 4)), Step("search"), Step("flush"), Step("add", names(4, 3)),
     Step("replace", ("d1", "d5")), Step("delete", ("d0", "d6")), Step("flush"), Step("add", names(7, 2)),
-    Step("compact"), Step("export"),
+    Step("compact"), Step("export"), Step("shards"),
 ]  # fmt: skip
 
 
@@ -247,6 +250,22 @@ def check_export(place: Path, state: State) -> list[str]:
         return [f"export: {type(error).__name__}: {error}"]
 
 
+def check_shards(place: Path, state: State) -> list[str]:
+    """Shards that were begun are whole, or refused and written anew."""
+    target = place / "shards"
+    try:
+        try:
+            shards = Export(target)
+        except MemoryStoreError:
+            with FaissMemory(place / "memory") as memory:
+                shards = export_memory(memory, target)
+        with FaissMemory() as copy:
+            import_memory(shards, copy)
+            return [] if seen(copy) == state else ["the shards hold something else"]
+    except Exception as error:
+        return [f"shards: {type(error).__name__}: {error}"]
+
+
 # All of them
 
 
@@ -273,6 +292,7 @@ def at_every_call(base: Path, every: int, wrong: list[str]) -> dict[str, int]:
             elif not survives and len(steps) < len(EVERYTHING):
                 allowed.append(EVERYTHING[len(steps)].effect(state))
             exported = check_export(base, state) if (base / "export").exists() else []
+            exported += check_shards(base, state) if (base / "shards").exists() else []
             problems = exported + check(base, allowed)[1]
             problems += [one[1] for one in said if one[0] == "wrong"]
             wrong += [f"{kind} at call {at}, after {steps[-1:]}: {problem}" for problem in problems]

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
-from .durable import publish
+from .durable import part_of, publish
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
@@ -233,11 +233,6 @@ class Database:
         while batch := list(islice(keys, BATCH)):
             found += self.connection.execute(sql.replace("(?)", f"({','.join('?' * len(batch))})"), batch).fetchall()
         return found
-
-
-def part_of(name: str) -> str:
-    """What a file is called while it is being written, so that half of it is never taken for the whole."""
-    return f".{name}.part"
 
 
 @contextmanager

@@ -6,6 +6,11 @@ import os
 from pathlib import Path
 
 
+def part_of(name: str) -> str:
+    """What a file is called while it is being written, so that half of it is never taken for the whole."""
+    return f".{name}.part"
+
+
 def publish(part: Path, target: Path) -> None:
     """Rename a written file into place: its bytes are on disk before its name is, and its name when this returns."""
     with part.open("rb+") as file:

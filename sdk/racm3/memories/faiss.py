@@ -28,8 +28,7 @@ from ..errors import (
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
-from .database import part_of
-from .durable import make_folder
+from .durable import make_folder, part_of
 from .index import VectorIndex
 from .journal import Journal, vectors_of
 from .vectors import unit_vectors

@@ -212,8 +212,10 @@ class MemoryStoreContract(SearchChecks):
         memory = self._opened(self.new_place())
         with expect_error(MemoryStoreError, "adding before bind()"):
             memory.add(texts(1), unit(0, 1))
+        expect(memory.encoder is None, f"it says that it is bound to {memory.encoder} before it is")
         memory.bind(ENCODER)
         memory.bind(Encoder(ENCODER.fingerprint, DIM))
+        expect(memory.encoder in (None, ENCODER), f"it says that it is bound to {memory.encoder}, not to {ENCODER}")
         for other in (Encoder("another", DIM), Encoder(ENCODER.fingerprint, DIM // 2)):
             with expect_error(EncoderMismatch, f"binding to {other}"):
                 memory.bind(other)
