@@ -306,13 +306,14 @@ class FaissMemory(MemoryStore):
             make_folder(folder)
         except OSError as error:
             raise MemoryStoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
-        self._journal.copy_to(folder / DATABASE)
-        if snapshot:
-            try:
+        try:
+            self._journal.copy_to(folder / DATABASE)
+            if snapshot:
                 _add_snapshot(folder)
-            except BaseException:
-                (folder / DATABASE).unlink(missing_ok=True)
-                raise
+        except BaseException:
+            for written in folder.iterdir():  # nothing was in it before
+                written.unlink()
+            raise
 
     def _caught_up(self) -> VectorIndex | None:
         """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""

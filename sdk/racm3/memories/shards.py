@@ -303,7 +303,7 @@ def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
             files = {}
         key = of
         files[suffix] = opened.read()
-        tar.members = []  # type: ignore[misc]  # or it remembers all of them
+        tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
     if files:
         yield key, files
 

@@ -118,7 +118,7 @@ def _write(index: faiss.Index, path: Path) -> str:
             digest.update(data)
             file.write(data)
 
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write))
+        faiss.write_index(index, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]
     return digest.hexdigest()
 
 
