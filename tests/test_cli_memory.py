@@ -70,6 +70,15 @@ def test_compact_gives_back_room(folder, run):
         assert [document.id for document, _ in memory.items()] == ["red", "blue"]
 
 
+def test_another_index_is_made(folder, run):
+    code, out, _ = run("reindex", folder, "--index", "ivf")
+    assert (code, out) == (0, f"{folder}: the index of 2 documents is now ivf.\n")
+    code, out, _ = run("stats", folder, "--json")
+    assert code == 0 and json.loads(out)["index"] == "ivf"
+    code, _, err = run("reindex", folder, "--index", "hsnw")
+    assert code == 1 and "No index 'hsnw'" in err and "Did you mean 'hnsw'?" in err
+
+
 def test_a_memory_is_exported_and_imported(folder, tmp_path, run):
     code, out, _ = run("export", folder, tmp_path / "shards")
     assert (code, out) == (0, f"2 documents in 1 shards at {tmp_path / 'shards'}.\n")
@@ -113,7 +122,7 @@ def test_what_is_no_export_is_not_imported(folder, tmp_path, run):
     assert code == 1 and "There is no memory at" in err and not (tmp_path / "shards").exists()
 
 
-@pytest.mark.parametrize("command", ["stats", "verify", "compact"])
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex"])
 def test_no_memory_is_made_where_none_is(tmp_path, run, command):
     code, _, err = run(command, tmp_path / "nowhere")
     assert code == 1 and "There is no memory at" in err and "racm3 index" in err

@@ -34,6 +34,7 @@ import numpy as np
 from racm3.document import Document, Image
 from racm3.errors import MemoryStoreError, RACM3Error
 from racm3.interfaces import Encoder
+from racm3.memories import approximate
 from racm3.memories.faiss import FaissMemory
 from racm3.memories.shards import Export, export_memory, import_memory
 
@@ -69,7 +70,7 @@ class Step(NamedTuple):
         elif self.kind == "shards":
             export_memory(memory, place / "shards", shard_bytes=2**14)
         else:
-            {"flush": memory.flush, "compact": memory.compact}[self.kind]()
+            {"flush": memory.flush, "compact": memory.compact, "reindex": lambda: memory.reindex("hnsw")}[self.kind]()
 
     def effect(self, state: State) -> State:
         left = {name: version for name, version in state.items() if name not in self.names}
@@ -99,14 +100,16 @@ def names(first: int, n: int) -> tuple[str, ...]:
 EVERYTHING = [
     Step("bind"), Step("add", names(0, 4)), Step("search"), Step("flush"), Step("add", names(4, 3)),
     Step("replace", ("d1", "d5")), Step("delete", ("d0", "d6")), Step("flush"), Step("add", names(7, 2)),
-    Step("compact"), Step("export"), Step("shards"),
+    Step("compact"), Step("reindex"), Step("export"), Step("shards"),
 ]  # fmt: skip
 
 
 def random_steps(draw: random.Random, state: State) -> Iterator[Step]:
     fresh = max((int(name[1:]) for name in state if name[0] == "d"), default=0) + 1
     while True:
-        kind = draw.choices(["add", "replace", "delete", "search", "flush", "compact"], [8, 3, 2, 2, 2, 1])[0]
+        kind = draw.choices(
+            ["add", "replace", "delete", "search", "flush", "compact", "reindex"], [8, 3, 2, 2, 2, 1, 1]
+        )[0]
         if kind == "add":
             step = Step(kind, names(fresh, draw.randint(1, 20)))
             fresh += len(step.names)
@@ -356,6 +359,7 @@ def main() -> None:
     given = parser.parse_args()
     if not hasattr(ctypes.CDLL(None), "faults_arm"):
         preloaded()
+    approximate.SMALL = 0  # a graph, and not a scan, of however few documents
     logging.getLogger("racm3").addHandler(logging.NullHandler())
     # What is written before a kill is there after it on any file system; on this one no time goes by in waiting for disks.
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

@@ -326,7 +326,7 @@ def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, dama
     damage(folder)
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
-    assert snapshot.load(folder, DIM) is not None  # and closing mended it
+    assert snapshot.load(folder, DIM, None) is not None  # and closing mended it
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
 
@@ -347,7 +347,7 @@ def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path)
         assert memory.search(unit(8, 1), k=1)[0][0].document.text == "replaced"
         memory.flush()
         assert len(list(folder.glob("index*"))) == 2
-        assert snapshot.load(folder, DIM).live.tolist() == [*range(4, 21), *range(21, 32)]
+        assert snapshot.load(folder, DIM, None).live.tolist() == [*range(4, 21), *range(21, 32)]
 
 
 def test_the_snapshot_is_written_when_flushed_and_not_at_every_addition(tmp_path):

@@ -19,7 +19,7 @@ from .options import JsonOption
 if TYPE_CHECKING:
     from ..memories.faiss import FaissMemory
 
-memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact, export, import.")
+memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact, reindex, export, import.")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The folder of the memory.")]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of the export.")]
@@ -35,6 +35,7 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
         output.print_json(found)
         return
     rows = [[name, f"{found[name]:,}"] for name in ("documents", "texts", "images")]
+    rows.append(["index", found["index"]])
     encoder = found["encoder"]
     rows.append(["encoder", f"{encoder['fingerprint']} (width {encoder['dim']})" if encoder else "none yet"])
     rows += [[f"field {name}", f"{count:,} documents"] for name, count in found["fields"].items()]
@@ -69,6 +70,24 @@ def compact(path: FolderArgument, as_json: JsonOption = False) -> None:
         output.print_json({"bytes_before": before, "bytes_after": after})
     else:
         typer.echo(f"{path}: {before:,} bytes before, {after:,} after.")
+
+
+@memory.command(epilog="Example: racm3 memory reindex ./memory --index ivf")
+def reindex(
+    path: FolderArgument,
+    index: Annotated[
+        str, typer.Option(metavar="NAME", help="exact, hnsw, ivf, ivf-pq, auto, or a factory string of FAISS.")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make another kind of index. Others can search meanwhile."""
+    with _opened(path, read_only=False) as opened, output.progress("Indexing") as progress:
+        opened.reindex(index, progress)
+        documents = len(opened)
+    if as_json:
+        output.print_json({"index": index, "documents": documents})
+    else:
+        typer.echo(f"{path}: the index of {documents} documents is now {index}.")
 
 
 @memory.command(name="export", epilog="Example: racm3 memory export ./memory ./shards")

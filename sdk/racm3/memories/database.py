@@ -13,10 +13,11 @@ from typing import Any
 
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
-from .durable import part_of, publish
+from .durable import make_folder, part_of, publish
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
+DATABASE = "memory.db"
 LOCK = ".lock"  # beside the database: the claim of the process that writes
 BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
 PACKED_PAGE = 16384  # bytes; large pages waste less on rows of a kilobyte, small ones are quicker to write
@@ -233,6 +234,26 @@ class Database:
         while batch := list(islice(keys, BATCH)):
             found += self.connection.execute(sql.replace("(?)", f"({','.join('?' * len(batch))})"), batch).fetchall()
         return found
+
+
+def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
+    """The database of a folder, which is made when it is missing, and whether it can only be read."""
+    database = folder / DATABASE
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
+        if database.exists():
+            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
+        if read_only:
+            raise MemoryStoreError(f"There is no memory at {folder}.", "Open it without read_only to make one.")
+        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise MemoryCorrupt(
+                f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
+            )
+        make_folder(folder)
+    except OSError as error:
+        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
+    return database, False
 
 
 @contextmanager

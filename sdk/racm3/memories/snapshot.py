@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import MemoryStoreError
+from .approximate import ApproximateIndex, Read
 from .durable import publish
 from .index import VectorIndex
 from .journal import State
@@ -37,8 +38,8 @@ def saved_state(folder: Path) -> State | None:
     return None if header is None else State(header["last_seq"], header["generation"])
 
 
-def load(folder: Path, dim: int) -> VectorIndex | None:
-    """The index of a folder's snapshot, or None."""
+def load(folder: Path, dim: int, read: Read) -> VectorIndex | None:
+    """The index of a folder's snapshot, or None. read: gives the database's vectors."""
     import faiss
 
     header = _header(folder)
@@ -55,11 +56,14 @@ def load(folder: Path, dim: int) -> VectorIndex | None:
         found = faiss.read_index(str(path))
         if not isinstance(found, faiss.IndexIDMap):
             raise ValueError(f"it is of kind {type(found).__name__}")
-        index = VectorIndex(dim, found)
+        kind = header.get("index", "exact")
+        index = VectorIndex(dim, found) if kind == "exact" else ApproximateIndex(kind, dim, read, found)
     except Exception as error:
         logger.warning("The snapshot %s is passed over, and the index built anew: %s", path, error)
         return None
-    index.last_seq, index.generation = header["last_seq"], header["generation"]
+    index.last_seq = header["last_seq"]
+    # Which of its rows are tombstones is not saved: asked to catch up from before everything, it finds out.
+    index.generation = header["generation"] if kind == "exact" else -1
     return index
 
 
@@ -75,8 +79,8 @@ def damaged(folder: Path) -> bool:
 
 
 def save(index: VectorIndex, folder: Path) -> None:
-    """Write an index that has no tombstones. Raises `MemoryStoreError` when that fails; the one before then stands."""
-    assert not index.dead
+    """Write an index; an exact one has no tombstones. Raises `MemoryStoreError` when that fails; the one before then stands."""
+    assert not index.dead or index.kind != "exact"
     part = folder / f"index-{uuid.uuid4().hex}.faiss.part"
     with _said(folder):
         try:
@@ -94,6 +98,7 @@ def _save(index: VectorIndex, folder: Path, part: Path) -> None:
         "last_seq": index.last_seq,
         "generation": index.generation,
         "dim": index.dim,
+        "index": index.kind,
         "sha256": sha256,
     }
     header["checksum"] = _checksum(header)
