@@ -262,7 +262,7 @@ class FaissMemory(MemoryStore):
         with self._journal.reading():
             encoder, stats, index = self._journal.encoder(), self._journal.stats(), self._journal.index_name()
         files = sorted(self._folder.iterdir()) if self._folder is not None else []
-        sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
+        sizes = {path.name: path.stat().st_size for path in files if path.is_file() and path.name[0] != "."}
         return {
             **stats,
             "index": index,
