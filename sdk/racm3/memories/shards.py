@@ -22,6 +22,7 @@ import json
 import os
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -148,7 +149,12 @@ def export_memory(
                 publish(part, folder / name)
             finally:
                 part.unlink(missing_ok=True)
-        _write_manifest(folder, finished=True, encoder=encoder, shards=shards)
+        try:
+            _write_manifest(folder, finished=True, encoder=encoder, shards=shards)
+        except OSError:
+            with suppress(OSError):  # it may be there, though not for sure; so it is not finished
+                _write_manifest(folder, finished=False)
+            raise
     except OSError as error:
         raise MemoryStoreError(
             f"The export cannot be written to {folder}: {error.strerror or error}.", "Make room, and export again."
