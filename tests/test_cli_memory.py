@@ -70,7 +70,59 @@ def test_compact_gives_back_room(folder, run):
         assert [document.id for document, _ in memory.items()] == ["red", "blue"]
 
 
-@pytest.mark.parametrize("command", ["stats", "verify", "compact"])
+def test_another_index_is_made(folder, run):
+    code, out, _ = run("reindex", folder, "--index", "ivf")
+    assert (code, out) == (0, f"{folder}: the index of 2 documents is now ivf.\n")
+    code, out, _ = run("stats", folder, "--json")
+    assert code == 0 and json.loads(out)["index"] == "ivf"
+    code, _, err = run("reindex", folder, "--index", "hsnw")
+    assert code == 1 and "No index 'hsnw'" in err and "Did you mean 'hnsw'?" in err
+
+
+def test_a_memory_is_exported_and_imported(folder, tmp_path, run):
+    code, out, _ = run("export", folder, tmp_path / "shards")
+    assert (code, out) == (0, f"2 documents in 1 shards at {tmp_path / 'shards'}.\n")
+    code, out, _ = run("import", tmp_path / "shards", tmp_path / "copy", "--json")
+    assert code == 0 and json.loads(out) == {"read": 2, "new": 2, "stored": 2, "broken": {}}
+    code, out, _ = run("import", tmp_path / "shards", tmp_path / "copy")
+    assert (code, out) == (0, "0 new documents; the memory holds 2.\n")
+    with FaissMemory(tmp_path / "copy") as memory:
+        assert [document.id for document, _ in memory.items()] == ["red", "blue"]
+
+
+def test_a_broken_shard_is_named_and_no_memory_is_made(folder, tmp_path, run):
+    run("export", folder, tmp_path / "shards")
+    (tmp_path / "shards" / "shard-000000.tar").write_bytes(b"torn")
+    code, _, err = run("import", tmp_path / "shards", tmp_path / "copy")
+    assert code == 1 and "shard-000000.tar: it does not match its checksum" in err and "--skip-broken" in err
+    assert not (tmp_path / "copy").exists()
+    code, out, err = run("import", tmp_path / "shards", tmp_path / "copy", "--skip-broken")
+    assert code == 0 and "0 new documents" in out and "shard-000000.tar was passed over" in err
+
+
+def test_another_kind_of_memory_is_exported_and_imported(toy, install, folder, tmp_path, run):
+    install("racm3-example", """
+        @hookimpl
+        def racm3_components():
+            yield Component(MemoryStore, "example", "racm3.scaffold.memory:ExampleMemory")
+    """)  # fmt: skip
+    run("export", folder, tmp_path / "shards")
+    code, out, err = run("import", tmp_path / "shards", tmp_path / "example", "--kind", "example")
+    assert code == 0 and "2 new documents" in out, err
+    code, out, err = run("export", tmp_path / "example", tmp_path / "back", "--kind", "example")
+    assert code == 0 and "2 documents" in out, err
+    code, _, err = run("import", tmp_path / "back", tmp_path / "copy", "--kind", "exmaple")
+    assert code == 1 and "Did you mean 'example'?" in err and not (tmp_path / "copy").exists()
+
+
+def test_what_is_no_export_is_not_imported(folder, tmp_path, run):
+    code, _, err = run("import", folder, tmp_path / "copy")
+    assert code == 1 and "There is no export of a memory at" in err and "racm3 memory export" in err
+    code, _, err = run("export", tmp_path / "nowhere", tmp_path / "shards")
+    assert code == 1 and "There is no memory at" in err and not (tmp_path / "shards").exists()
+
+
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex"])
 def test_no_memory_is_made_where_none_is(tmp_path, run, command):
     code, _, err = run(command, tmp_path / "nowhere")
     assert code == 1 and "There is no memory at" in err and "racm3 index" in err

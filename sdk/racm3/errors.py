@@ -62,7 +62,11 @@ class MemoryCorrupt(MemoryStoreError):
 
 
 class MemoryLocked(MemoryStoreError):
-    """Another process is writing to this memory, or it is read-only."""
+    """Another process is writing to this memory (`owner`: its process id, where that is known), or it is read-only."""
+
+    def __init__(self, message: str, hint: str = "", *, owner: int | None = None) -> None:
+        super().__init__(message, hint)
+        self.owner = owner
 
 
 class FilterError(MemoryStoreError):

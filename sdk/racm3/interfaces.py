@@ -181,6 +181,11 @@ class Retriever(ABC):
 class MemoryStore(ABC):
     """Keeps documents with their vectors, and finds the nearest. A context manager: leaving it closes it."""
 
+    @property
+    def encoder(self) -> Encoder | None:
+        """The encoder that the memory is bound to; None when it is not, or when it does not tell."""
+        return None
+
     @abstractmethod
     def bind(self, encoder: Encoder) -> None:
         """Tie the memory to an encoder. The first call records it; another encoder raises `EncoderMismatch`."""

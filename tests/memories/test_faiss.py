@@ -279,7 +279,11 @@ def test_a_read_only_memory_ships_in_a_package(tmp_path, rng):
         with pytest.raises(MemoryStoreError, match="not an empty folder"):
             memory.export_read_only(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["memory.db"]
-    assert sorted(path.name for path in (tmp_path / "fast").iterdir()) == ["index-50.faiss", "index.json", "memory.db"]
+    assert sorted(path.name.split("-")[0] for path in (tmp_path / "fast").iterdir()) == [
+        "index",
+        "index.json",
+        "memory.db",
+    ]
     for place in (folder, tmp_path / "fast"):
         before = {path: path.read_bytes() for path in place.iterdir()}
         with FaissMemory(place, read_only=True) as memory:

@@ -57,18 +57,30 @@ def expected(folder):
         return answer(memory)
 
 
-def python(code, *arguments, **options):
-    """Run code in a new process that knows this module's names."""
+def script(code):
+    """Code for a new process that knows this module's names."""
     prelude = f"""
         import os, sys, signal, numpy as np
         sys.path.insert(0, {os.path.dirname(__file__)!r})
         from test_journal import *
         folder = Path(sys.argv[1])
     """
-    script = textwrap.dedent(prelude) + textwrap.dedent(code)
+    return textwrap.dedent(prelude) + textwrap.dedent(code)
+
+
+def python(code, *arguments, **options):
+    """Run code in a new process that knows this module's names."""
     return subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True, timeout=60, **options
-    )
+        [sys.executable, "-c", script(code), *map(str, arguments)],
+        capture_output=True, text=True, timeout=60, **options,
+    )  # fmt: skip
+
+
+def failing(code):
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 # Another process
@@ -120,7 +132,7 @@ def test_a_memory_takes_in_what_another_process_wrote(folder):
         assert memory.search(unit(4, 1), k=1)[0][0].id == "d200"
 
 
-def test_a_second_writer_is_told_so_and_readers_go_on(folder, expected, monkeypatch):
+def test_two_writers_of_one_process_take_turns_and_readers_go_on(folder, expected, monkeypatch):
     monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
     with FaissMemory(folder) as writer, FaissMemory(folder) as other, FaissMemory(folder, read_only=True) as reader:
 
@@ -132,8 +144,122 @@ def test_a_second_writer_is_told_so_and_readers_go_on(folder, expected, monkeypa
 
         writer.add(slow(), unit(6, 1))
         assert len(reader) == 21
+        other.add(texts(1, start=300), unit(5, 1))
+        assert len(writer) == 22
         with pytest.raises(MemoryLocked, match="read-only"):
             reader.delete(["d1"])
+
+
+WRITER = """
+memory = FaissMemory(folder)
+memory.add(texts(1, start=500), unit(5, 1))
+print(os.getpid(), flush=True)
+"""
+WAITING = """
+sys.stdin.read()
+"""
+DYING = """
+child = os.fork()
+if child == 0:
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+    os._exit(0)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def start(code, folder):
+    """A process that runs code until its input is closed; what it prints first is a process id."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", script(code), str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    return process, int(process.stdout.readline())
+
+
+CHANGES = [
+    lambda memory: memory.add(texts(1, start=600), unit(6, 1)),
+    lambda memory: memory.delete(["d1"]),
+    lambda memory: memory.compact(),
+]
+
+
+def test_a_second_writer_is_refused_at_once_with_the_process_id_of_the_first(folder, monkeypatch):
+    monkeypatch.setattr(database, "BUSY_SECONDS", 1e6)  # it does not wait for its turn
+    writer, pid = start(WRITER + WAITING, folder)
+    with FaissMemory(folder) as memory:
+        for change in CHANGES:
+            with pytest.raises(MemoryLocked, match=f"is being written by process {pid}") as raised:
+                change(memory)
+            assert raised.value.owner == pid
+        assert len(memory) == 21 and memory.search(unit(5, 1), k=1)[0][0].id == "d500"  # reading goes on
+        memory.flush()
+        memory.verify()
+        writer.communicate("")
+        for change in CHANGES:
+            change(memory)
+        assert len(memory) == 21
+
+
+def test_the_claim_of_a_dead_writer_is_no_obstacle_even_when_its_children_live(folder):
+    writer, pid = start(WRITER + DYING, folder)
+    writer.wait(60)
+    os.kill(int(writer.stdout.readline()), 0)  # the child is alive
+    assert writer.returncode == -signal.SIGKILL and (folder / ".lock").read_text() == str(pid)
+    with FaissMemory(folder) as memory:
+        assert memory.delete(["d500"]) == 1
+    writer.stdin.close()
+    writer.stdout.close()
+
+
+def test_a_claim_ends_with_the_last_memory_of_its_process(folder):
+    first, second = FaissMemory(folder), FaissMemory(folder)
+    first.delete(["d1"])
+    second.delete(["d2"])
+    other = "with FaissMemory(folder) as memory: memory.delete(['d3'])"
+    first.close()
+    assert "is being written by process" in python(other, folder).stderr
+    del second  # not closed: forgotten
+    assert python(other, folder).returncode == 0
+
+
+def test_reading_changes_nothing_in_a_memory_that_was_exported(folder, tmp_path, expected):
+    with FaissMemory(folder) as memory:
+        memory.export_read_only(tmp_path / "copy")
+    before = (tmp_path / "copy" / "memory.db").read_bytes()
+    with FaissMemory(tmp_path / "copy") as memory, FaissMemory(tmp_path / "copy", read_only=True) as reader:
+        assert answer(memory) == expected
+        memory.bind(ENCODER)
+        memory.refresh()
+        memory.close()
+        assert [path.name for path in (tmp_path / "copy").iterdir()] == ["memory.db"]
+        assert (tmp_path / "copy" / "memory.db").read_bytes() == before
+        with FaissMemory(tmp_path / "copy") as writer:
+            assert answer(reader) == expected
+            writer.add(texts(1, start=700), unit(7, 1))
+            assert reader.search(unit(7, 1), k=1)[0][0].id == "d700"
+
+
+def test_an_export_is_there_whole_or_not_at_all(folder, tmp_path, monkeypatch):
+    with FaissMemory(folder) as memory:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", failing(28))
+            with pytest.raises(MemoryStoreError, match="No space left"):
+                memory.export_read_only(tmp_path / "copy")
+        assert not list((tmp_path / "copy").iterdir())
+        (tmp_path / "copy" / ".memory.db.part").write_bytes(b"what a killed export left")
+        memory.export_read_only(tmp_path / "copy")
+    assert [path.name for path in (tmp_path / "copy").iterdir()] == ["memory.db"]
+    with FaissMemory(tmp_path / "copy", read_only=True) as copy:
+        assert len(copy) == 20
+
+
+@pytest.mark.parametrize(("durable", "level"), [(True, 2), (False, 1)])
+def test_a_setting_relaxes_the_durable_commit(folder, durable, level):
+    with FaissMemory(folder, durable=durable) as memory:
+        assert memory._journal.one("PRAGMA synchronous") == level  # 2: FULL, 1: NORMAL; see the power-loss harness
+        memory.add(texts(1, start=800), unit(8, 1))
+    with FaissMemory(folder) as memory:
+        assert len(memory) == 21
 
 
 def test_a_forked_process_is_told_to_open_its_own(folder):
@@ -157,6 +283,11 @@ def test_a_forked_process_is_told_to_open_its_own(folder):
 # The snapshot
 
 
+def index_file(folder):
+    (found,) = folder.glob("index-*.faiss")
+    return found
+
+
 def tear(path):
     path.write_bytes(path.read_bytes()[:-50])
 
@@ -176,10 +307,10 @@ def header(folder, **changes):
     "damage",
     [
         lambda folder: (folder / "index.json").unlink(),
-        lambda folder: (folder / "index-20.faiss").unlink(),
-        lambda folder: tear(folder / "index-20.faiss"),
-        lambda folder: flip(folder / "index-20.faiss"),
-        lambda folder: (folder / "index-20.faiss").write_bytes(b""),
+        lambda folder: index_file(folder).unlink(),
+        lambda folder: tear(index_file(folder)),
+        lambda folder: flip(index_file(folder)),
+        lambda folder: index_file(folder).write_bytes(b""),
         lambda folder: tear(folder / "index.json"),
         lambda folder: (folder / "index.json").write_text("[]"),
         lambda folder: header(folder, format=99),
@@ -187,7 +318,7 @@ def header(folder, **changes):
         lambda folder: header(folder, last_seq=1000),
         lambda folder: header(folder, last_seq=10),
         lambda folder: header(folder, generation=7),
-        lambda folder: header(folder, file="../index-20.faiss"),
+        lambda folder: header(folder, file=f"../{index_file(folder).name}"),
         lambda folder: header(folder, last_seq="20"),
     ],
 )
@@ -195,7 +326,7 @@ def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, dama
     damage(folder)
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
-    assert snapshot.load(folder, DIM) is not None  # and closing mended it
+    assert snapshot.load(folder, DIM, None) is not None  # and closing mended it
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
 
@@ -215,8 +346,8 @@ def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path)
         assert answer(memory) == now
         assert memory.search(unit(8, 1), k=1)[0][0].document.text == "replaced"
         memory.flush()
-        assert sorted(path.name for path in folder.glob("index*")) == ["index-31.faiss", "index.json"]
-        assert snapshot.load(folder, DIM).live.tolist() == [*range(4, 21), *range(21, 32)]
+        assert len(list(folder.glob("index*"))) == 2
+        assert snapshot.load(folder, DIM, None).live.tolist() == [*range(4, 21), *range(21, 32)]
 
 
 def test_the_snapshot_is_written_when_flushed_and_not_at_every_addition(tmp_path):
@@ -242,13 +373,10 @@ def test_a_snapshot_from_before_a_restored_backup_is_not_believed(folder):
 
 
 def test_a_snapshot_that_cannot_be_written_loses_nothing(folder, monkeypatch):
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
     memory = FaissMemory(folder)
     memory.add(texts(1, start=100), unit(1, 1))
     with monkeypatch.context() as patched:
-        patched.setattr(os, "fsync", full)
+        patched.setattr(os, "fsync", failing(28))
         with pytest.raises(MemoryStoreError, match="No document is lost"):
             memory.flush()
         memory.close()

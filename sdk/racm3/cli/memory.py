@@ -1,4 +1,4 @@
-"""racm3 memory: look after a memory of the default kind, a folder."""
+"""racm3 memory: look after a memory of the default kind, a folder; move one of any kind."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..config import ComponentConfig
 from ..errors import ConfigError
+from ..interfaces import MemoryStore
+from ..registry import registry
 from . import output
+from .index import OnDuplicate
+from .memory_option import is_missing, only_read
 from .options import JsonOption
 
 if TYPE_CHECKING:
     from ..memories.faiss import FaissMemory
 
-memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact.")
+memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact, reindex, export, import.")
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The folder of the memory.")]
+ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of the export.")]
+KindOption = Annotated[str, typer.Option("--kind", metavar="NAME", help="The kind of memory that lies at PATH.")]
 
 
 @memory.command(epilog="Example: racm3 memory stats ./memory")
@@ -28,6 +35,7 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
         output.print_json(found)
         return
     rows = [[name, f"{found[name]:,}"] for name in ("documents", "texts", "images")]
+    rows.append(["index", found["index"]])
     encoder = found["encoder"]
     rows.append(["encoder", f"{encoder['fingerprint']} (width {encoder['dim']})" if encoder else "none yet"])
     rows += [[f"field {name}", f"{count:,} documents"] for name, count in found["fields"].items()]
@@ -62,6 +70,84 @@ def compact(path: FolderArgument, as_json: JsonOption = False) -> None:
         output.print_json({"bytes_before": before, "bytes_after": after})
     else:
         typer.echo(f"{path}: {before:,} bytes before, {after:,} after.")
+
+
+@memory.command(epilog="Example: racm3 memory reindex ./memory --index ivf")
+def reindex(
+    path: FolderArgument,
+    index: Annotated[
+        str, typer.Option(metavar="NAME", help="exact, hnsw, ivf, ivf-pq, auto, or a factory string of FAISS.")
+    ] = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make another kind of index. Others can search meanwhile."""
+    with _opened(path, read_only=False) as opened, output.progress("Indexing") as progress:
+        opened.reindex(index, progress)
+        documents = len(opened)
+    if as_json:
+        output.print_json({"index": index, "documents": documents})
+    else:
+        typer.echo(f"{path}: the index of {documents} documents is now {index}.")
+
+
+@memory.command(name="export", epilog="Example: racm3 memory export ./memory ./shards")
+def export(
+    path: FolderArgument,
+    shards: ShardsArgument,
+    kind: KindOption = "faiss",
+    shard_mb: Annotated[int, typer.Option(min=1, help="A shard ends at so many megabytes.")] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Write all documents of a memory, with their vectors, as webdataset shards: pictures and JSON."""
+    from ..memories.shards import export_memory
+
+    if is_missing(path.expanduser()):
+        raise ConfigError(f"There is no memory at {path}.", f"Make one: racm3 index FOLDER --memory {path}")
+    with _of_kind(kind, path, read_only=True) as opened, output.progress(f"Exporting {path}") as progress:
+        made = export_memory(opened, shards.expanduser(), shard_bytes=shard_mb * 2**20, progress=progress)
+    if as_json:
+        output.print_json({"documents": len(made), "shards": [shard._asdict() for shard in made.shards]})
+    else:
+        typer.echo(f"{len(made)} documents in {len(made.shards)} shards at {shards}.")
+
+
+@memory.command(name="import", epilog="Example: racm3 memory import ./shards ./chroma --kind chroma")
+def import_(
+    shards: ShardsArgument,
+    path: FolderArgument,
+    kind: KindOption = "faiss",
+    on_duplicate: Annotated[OnDuplicate, typer.Option(help="What to do with documents that are stored already.")] = (
+        OnDuplicate.SKIP
+    ),
+    skip_broken: Annotated[bool, typer.Option("--skip-broken", help="Pass over broken shards, and name them.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Add the documents of an export to a memory, which may be new. Begun again, it goes on where it stopped."""
+    from ..memories.shards import Export, import_memory
+
+    export = Export(shards.expanduser())
+    with output.progress(f"Checking {shards}") as progress:
+        export.check(skip_broken=skip_broken, progress=progress)  # before a memory is made
+    with _of_kind(kind, path) as opened, output.progress(f"Importing {shards}") as progress:
+        before = len(opened)
+        broken = import_memory(
+            export, opened, on_duplicate=on_duplicate.value, skip_broken=skip_broken, progress=progress
+        )
+        stored = len(opened)
+    if as_json:
+        output.print_json({"read": len(export), "new": stored - before, "stored": stored, "broken": broken})
+    else:
+        typer.echo(f"{stored - before} new documents; the memory holds {stored}.")
+    for name, why in broken.items():
+        output.note(f"{name} was passed over: {why}")
+
+
+def _of_kind(kind: str, path: Path, *, read_only: bool = False) -> MemoryStore:
+    chosen = ComponentConfig(MemoryStore, kind, {"path": path.expanduser()})
+    if read_only:
+        chosen = only_read(chosen)
+    opened: MemoryStore = registry().create(MemoryStore, kind, chosen.settings)
+    return opened
 
 
 def _opened(path: Path, *, read_only: bool = True) -> FaissMemory:

@@ -6,16 +6,20 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
+from .claim import Claim
+from .durable import make_folder, part_of, publish
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
-BUSY_SECONDS = 5.0  # how long a writer waits for another one
+DATABASE = "memory.db"
+LOCK = ".lock"  # beside the database: the claim of the process that writes
+BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
 PACKED_PAGE = 16384  # bytes; large pages waste less on rows of a kilobyte, small ones are quicker to write
 BATCH = 512  # rows read, or keys of one statement, at a time
 
@@ -56,10 +60,13 @@ class Database:
     together, and what is written in one is stored whole or not at all.
 
     path: the database file; None keeps it in memory. read_only: never writes, and opens in folders without write access.
+    durable: a transaction is on disk when it ends; otherwise soon after, and whole in any case.
     """
 
-    def __init__(self, path: Path | None, *, read_only: bool = False) -> None:
-        self.path, self.read_only = path, read_only
+    def __init__(self, path: Path | None, *, read_only: bool = False, durable: bool = True) -> None:
+        self.path, self.read_only, self.durable = path, read_only, durable
+        self.shipped = False  # whether it is as `copy_to` wrote it, and nobody has changed it since
+        self._claim: Claim | None = None
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._closed = False
@@ -79,10 +86,8 @@ class Database:
     def _connect(self) -> sqlite3.Connection:
         place, uri = (":memory:" if self.path is None else str(self.path)), False
         if self.path is not None and self.read_only:
-            with self.path.open("rb") as file:
-                wal = file.read(20)[18:] == b"\2\2"
             # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
-            shared = wal and (os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists())
+            shared = os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists()
             place, uri = f"{self.path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
         connection = sqlite3.connect(
             place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
@@ -104,10 +109,8 @@ class Database:
                 run(f"PRAGMA application_id = {APPLICATION_ID}")
                 run(f"PRAGMA user_version = {FORMAT}")
             run("COMMIT")
-        if not self.read_only:
-            if run("PRAGMA journal_mode").fetchone()[0] == "delete":
-                run("PRAGMA journal_mode = WAL")
-            run("PRAGMA synchronous = FULL")
+        self.shipped = run("PRAGMA journal_mode").fetchone()[0] == "delete"
+        run(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
 
     def _is_ours(self) -> bool:
         """False for an empty database; an error for somebody else's or one of another format."""
@@ -134,12 +137,26 @@ class Database:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """All or nothing; `MemoryLocked` when the memory is read-only or another process is writing."""
-        if self.read_only:
-            self._check_usable()
-            raise MemoryLocked(f"{self.place} is read-only.", "Copy it to a folder of your own to change it.")
+        """All or nothing; `MemoryLocked` when the memory is read-only or another process is the one that writes."""
+        self._become_writer()
         with self._transaction("BEGIN IMMEDIATE"):
             yield
+
+    def _become_writer(self) -> None:
+        with self._lock:
+            self._check_usable()
+            if self.read_only:
+                raise MemoryLocked(f"{self.place} is read-only.", "Copy it to a folder of your own to change it.")
+            if self.path is None or self._claim is not None:
+                return
+            claim = Claim(self.path.with_name(LOCK), self.place)
+            try:
+                with _translated(self.place):
+                    self.connection.execute("PRAGMA journal_mode = WAL")
+            except BaseException:
+                claim.release()
+                raise
+            self._claim, self.shipped = claim, False
 
     @contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
@@ -175,28 +192,37 @@ class Database:
             if not self._closed and self._process == os.getpid():
                 self.connection.close()
             self._closed = True
+            if self._claim is not None:
+                self._claim.release()
 
     def vacuum(self) -> None:
         """Give the room of what was removed back to the disk. SQLite does it in one transaction."""
+        self._become_writer()
         with self._lock, _translated(self.place):
-            self._check_usable()
             self.connection.execute("VACUUM")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def copy_to(self, path: Path) -> None:
-        """A compact copy that can be opened where nothing can be written."""
-        with self._lock, _translated(self.place):
-            self._check_usable()
-            part = path.with_name(f".{path.name}.part")  # so that half a copy is never taken for a whole one
-            self.connection.execute("VACUUM INTO ?", (str(part),))
-            copy = sqlite3.connect(str(part))
-            try:
-                copy.execute("PRAGMA journal_mode = DELETE")
-                copy.execute(f"PRAGMA page_size = {PACKED_PAGE}")
-                copy.execute("VACUUM")
-            finally:
-                copy.close()
-            os.replace(part, path)
+        """A compact copy that can be opened where nothing can be written. There when this returns, or not at all."""
+        part = path.with_name(part_of(path.name))
+        try:
+            with self._lock, _translated(self.place):
+                self._check_usable()
+                part.unlink(missing_ok=True)  # of a process that was killed
+                self.connection.execute("VACUUM INTO ?", (str(part),))
+                copy = sqlite3.connect(str(part))
+                try:
+                    copy.execute("PRAGMA journal_mode = DELETE")
+                    copy.execute(f"PRAGMA page_size = {PACKED_PAGE}")
+                    copy.execute("VACUUM")
+                finally:
+                    copy.close()
+            publish(part, path)
+        except OSError as error:
+            raise MemoryStoreError(f"{path} cannot be written: {error.strerror or error}.") from error
+        finally:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
     # Inside a transaction
 
@@ -211,6 +237,26 @@ class Database:
         return found
 
 
+def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
+    """The database of a folder, which is made when it is missing, and whether it can only be read."""
+    database = folder / DATABASE
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
+        if database.exists():
+            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
+        if read_only:
+            raise MemoryStoreError(f"There is no memory at {folder}.", "Open it without read_only to make one.")
+        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise MemoryCorrupt(
+                f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
+            )
+        make_folder(folder)
+    except OSError as error:
+        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
+    return database, False
+
+
 @contextmanager
 def _translated(place: str) -> Iterator[None]:
     """SQLite's errors as ours."""
@@ -220,7 +266,11 @@ def _translated(place: str) -> Iterator[None]:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise MemoryLocked(
-                f"{place} is being written by another process.", "Try again, or write from one."
+                f"{place} is being written.", "Try again when that is done, or write from one place."
+            ) from error
+        if code == sqlite3.SQLITE_FULL:
+            raise MemoryStoreError(
+                f"{place} cannot grow: {error}.", "What was being written is not stored. Make room, and do it again."
             ) from error
         if code == sqlite3.SQLITE_READONLY:
             raise MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.") from error

@@ -22,30 +22,38 @@ from ..document import Document
 from ..errors import (
     DuplicateDocument,
     EncoderMismatch,
-    MemoryCorrupt,
     MemoryStoreError,
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
+from .approximate import NAMES, check_name, chosen, new_index
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
+from .database import DATABASE, database_of
+from .durable import make_folder, part_of
 from .index import VectorIndex
-from .journal import Journal, vectors_of
+from .journal import Journal, State, vectors_of
 from .vectors import unit_vectors
 from .verify import disagreements, problems
 from .where import parse
 
-DATABASE = "memory.db"
 STREAMED = 32  # documents, with their images, that items() holds at a time
 
 logger = logging.getLogger("racm3.memories")
 
 
 class FaissMemory(MemoryStore):
-    """Documents in SQLite, exact inner-product search by FAISS. Safe to share between threads.
+    """Documents in SQLite, inner-product search by FAISS: exact, unless `reindex` says otherwise. Threads can share it.
+
+    Any number of processes can read a memory while one writes to it; each search takes in what was written before. The
+    first change makes a process the writer until it closes the memory or ends; another one that tries gets `MemoryLocked`
+    at once, with the writer's process id. Reading alone changes nothing in a memory that was exported.
 
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
     ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
     that are added from now on; "float16" keeps them in half of the room, rounded to 11 bits. What is stored stays as it is.
+    durable: what `add` and `delete` did is on disk when they return. False spares them the wait for it, which is most of
+    what a small addition takes: whatever happens the memory opens and holds no half documents, and a process that is
+    killed loses nothing; but if the machine itself stops, the last of its additions may be missing.
     """
 
     def __init__(
@@ -54,6 +62,7 @@ class FaissMemory(MemoryStore):
         *,
         read_only: bool = False,
         precision: Literal["float32", "float16"] = "float32",
+        durable: bool = True,
     ) -> None:
         if precision not in ("float32", "float16"):
             raise MemoryStoreError(f"No precision {precision!r}.", "Use 'float32' or 'float16'.")
@@ -61,8 +70,8 @@ class FaissMemory(MemoryStore):
         self._folder = None if path is None else Path(path)
         database = None
         if self._folder is not None:
-            database, read_only = _prepared(self._folder, read_only)
-        self._journal = Journal(database, read_only=read_only)
+            database, read_only = database_of(self._folder, read_only)
+        self._journal = Journal(database, read_only=read_only, durable=durable)
         self._index: VectorIndex | None = None
         self._stale = False  # whether a snapshot on disk would be worth writing
         if self._folder is not None and not read_only:
@@ -231,8 +240,10 @@ class FaissMemory(MemoryStore):
                 return
             index = self._caught_up()
             if index is not None and index.last_seq:
+                if index.kind != chosen(self._journal.index_name(), len(index.live)):  # it has grown into its name
+                    index = self._built(index.dim)
                 self._index = index.compacted()
-                _save(self._index, self._folder)
+                snapshot.save(self._index, self._folder)
         self._stale = False
 
     def close(self) -> None:
@@ -247,13 +258,14 @@ class FaissMemory(MemoryStore):
             self._index = None
 
     def stats(self) -> dict[str, Any]:
-        """What is stored: documents, texts, images, fields with their documents, width of the vectors, and bytes on disk."""
+        """What is stored: documents, texts, images, fields with their documents, index, encoder, and bytes on disk."""
         with self._journal.reading():
-            encoder, stats = self._journal.encoder(), self._journal.stats()
+            encoder, stats, index = self._journal.encoder(), self._journal.stats(), self._journal.index_name()
         files = sorted(self._folder.iterdir()) if self._folder is not None else []
-        sizes = {path.name: path.stat().st_size for path in files if path.is_file()}
+        sizes = {path.name: path.stat().st_size for path in files if path.is_file() and path.name[0] != "."}
         return {
             **stats,
+            "index": index,
             "encoder": encoder and {"fingerprint": encoder.fingerprint, "dim": encoder.dim},
             "bytes": sizes,
         }
@@ -283,22 +295,46 @@ class FaissMemory(MemoryStore):
         if self._folder is not None and snapshot.saved_state(self._folder) is not None:
             self.flush()
 
+    def reindex(self, index: str, progress: Progress | None = None) -> None:
+        """Make another kind of index, and keep it: "exact", "hnsw", "ivf", "ivf-pq", "auto", or a FAISS factory string;
+        see `racm3.memories.approximate`. Other processes go on with the one that they have, and find the same documents.
+        Documents that are added enter it; when a memory has grown to several times its size, this trains it anew.
+
+        progress: called with the number of documents in the new index, the number in all, and "index".
+        """
+        encoder = self.encoder
+        if encoder is None:
+            raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
+        check_name(index, encoder.dim)
+        with self._journal.writing():
+            self._journal.set_index_name(index)
+        with self._journal.reading():
+            self._index = self._built(encoder.dim, progress)
+            if self._folder is not None:
+                snapshot.save(self._index, self._folder)
+
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
         """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.
 
         path: a folder that is missing or empty. snapshot: with the index, so that opening a large memory is quick.
         """
         folder = Path(path)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise MemoryStoreError(f"{folder} is not an empty folder.", "Give another path.")
-        folder.mkdir(parents=True, exist_ok=True)
-        self._journal.copy_to(folder / DATABASE)
-        if snapshot:
-            copy = FaissMemory(folder, read_only=True)
-            with copy, copy._journal.reading():
-                index = copy._caught_up()
-                if index is not None:
-                    _save(index, folder)
+        try:
+            # An export that was killed has left its unfinished file, which is written anew.
+            others = folder.exists() and [name for name in os.listdir(folder) if not name.startswith(part_of(DATABASE))]
+            if others:
+                raise MemoryStoreError(f"{folder} is not an empty folder.", "Give another path.")
+            make_folder(folder)
+        except OSError as error:
+            raise MemoryStoreError(f"{folder} cannot be written: {error.strerror or error}.") from error
+        try:
+            self._journal.copy_to(folder / DATABASE)
+            if snapshot:
+                _add_snapshot(folder)
+        except BaseException:
+            for written in folder.iterdir():  # nothing was in it before
+                written.unlink()
+            raise
 
     def _caught_up(self) -> VectorIndex | None:
         """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""
@@ -307,23 +343,52 @@ class FaissMemory(MemoryStore):
             return None
         index = self._index
         if index is None and self._folder is not None:
-            index = snapshot.load(self._folder, encoder.dim)
-            if index is None and not self.read_only:
+            index = snapshot.load(self._folder, encoder.dim, self._vectors)
+            if index is None and not self.read_only and not journal.shipped:
                 snapshot.discard(self._folder)
                 self._stale = True
         if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
-            index = VectorIndex(encoder.dim)
+            index = self._built(encoder.dim)
         self._index = index
         if index.generation != state.generation:
             index.keep(journal.seqs())
             index.generation = state.generation
+        self._take_in(index, state)
+        return index
+
+    def _built(self, dim: int, progress: Progress | None = None) -> VectorIndex:
+        """The index that the memory is to have, made anew; inside a transaction."""
+        state, seqs, name = self._journal.state(), self._journal.seqs(), self._journal.index_name()
+        try:
+            index = new_index(name, dim, seqs, self._vectors)
+        except MemoryStoreError as error:
+            if name in NAMES:
+                raise
+            logger.warning("%s An exact one is made.", error.message)
+            index = VectorIndex(dim)
+        index.generation = state.generation
+        self._take_in(index, state, progress)
+        return index
+
+    def _take_in(self, index: VectorIndex, state: State, progress: Progress | None = None) -> None:
+        journal, total = self._journal, 0 if progress is None else self._journal.count()
         while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
             for row in rows:
                 row.verify()
             seqs = np.array([row.seq for row in rows], dtype=np.int64)
-            index.append(seqs, vectors_of(rows, encoder.dim))
+            index.append(seqs, vectors_of(rows, index.dim))
+            if progress is not None:
+                progress(len(index.live), total, "index")
         index.last_seq = state.last_seq
-        return index
+
+    def _vectors(self, seqs: np.ndarray) -> np.ndarray:
+        """Vectors from the database: float32 [n, dim]; inside a transaction."""
+        rows = {row.seq: row for row in self._journal.rows_of(seqs)}
+        for row in rows.values():
+            row.verify()
+        encoder = self._journal.encoder()
+        assert encoder is not None
+        return vectors_of([rows[seq] for seq in seqs.tolist()], encoder.dim)
 
     def _loader(self, seq: int, id: str) -> Callable[[], Document]:
         def load() -> Document:
@@ -335,30 +400,9 @@ class FaissMemory(MemoryStore):
         return load
 
 
-def _prepared(folder: Path, read_only: bool) -> tuple[Path, bool]:
-    """The database of a folder, which is made when it is missing, and whether it can only be read."""
-    database = folder / DATABASE
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
-        if database.exists():
-            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
-        if read_only:
-            raise MemoryStoreError(f"There is no memory at {folder}.", "Open it without read_only to make one.")
-        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
-            raise MemoryCorrupt(
-                f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
-            )
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
-    return database, False
-
-
-def _save(index: VectorIndex, folder: Path) -> None:
-    try:
-        snapshot.save(index, folder)
-    except OSError as error:
-        raise MemoryStoreError(
-            f"The index cannot be saved in {folder}: {error}.", "No document is lost: it is rebuilt when opened."
-        ) from error
+def _add_snapshot(folder: Path) -> None:
+    """Write the index of an exported memory beside it."""
+    with FaissMemory(folder, read_only=True) as memory, memory._journal.reading():
+        index = memory._caught_up()
+        if index is not None:
+            snapshot.save(index, folder)

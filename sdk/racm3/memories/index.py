@@ -22,6 +22,8 @@ CELLS = 2**24  # scores held at a time in a scan
 class VectorIndex:
     """Vectors by sequence number, as far as (`last_seq`, `generation`) of the journal."""
 
+    kind = "exact"
+
     def __init__(self, dim: int, index: faiss.IndexIDMap | None = None) -> None:
         import faiss
 
@@ -76,25 +78,27 @@ class VectorIndex:
         """
         pool = self.live if allowed is None else np.intersect1d(allowed, self.live, assume_unique=True)
         found: list[tuple[np.ndarray, np.ndarray]] = []
+        filtered = allowed is not None
         for start in range(0, len(queries), BLOCK):
-            found += self._nearest(queries[start : start + BLOCK], k, pool, excluded[start : start + BLOCK])
+            left_out = excluded[start : start + BLOCK]
+            found += self._nearest(queries[start : start + BLOCK], k, pool, left_out, filtered=filtered)
         return found
 
     def _nearest(
-        self, queries: np.ndarray, k: int, pool: np.ndarray, excluded: Sequence[np.ndarray]
+        self, queries: np.ndarray, k: int, pool: np.ndarray, excluded: Sequence[np.ndarray], *, filtered: bool
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         pending = list(range(len(queries)))
-        if len(pool) > SCAN:
-            # Asking for a few more than k leaves room for what is excluded, and shows where a run of ties ends.
-            fetch = k + max(map(len, excluded), default=0) + 16
-            parameters = self._only(pool)
+        if len(pool) > self._scanned:
+            fetch = self._fetch(k) + max(map(len, excluded), default=0)
             while pending and fetch < min(len(pool), MAX_FETCH):
-                scores, labels = self.index.search(queries[pending], fetch, params=parameters)
-                for query, score, label in zip(pending, scores, labels, strict=True):
-                    wanted = ~np.isin(label, excluded[query])
-                    if wanted.sum() >= k and score[-1] < score[wanted][k - 1] - self._slack:
-                        found[query] = self._best(queries[query], score[wanted], label[wanted], k)
+                candidates = self._candidates(queries[pending], fetch, pool, filtered=filtered)
+                if candidates is None:
+                    break
+                for query, score, label in zip(pending, *candidates, strict=True):
+                    wanted = (label >= 0) & ~np.isin(label, excluded[query])
+                    if wanted.sum() >= k and self._settled(score[wanted], k, score[-1]):
+                        found[query] = self._best(queries[query], score[wanted], label[wanted], k, self._doubt)
                 pending = [query for query in pending if query not in found]
                 fetch *= 4
         step = max(1, CELLS // max(1, len(pool)))
@@ -102,8 +106,33 @@ class VectorIndex:
             block = pending[start : start + step]
             for query, score in zip(block, self._scores(queries[block], pool), strict=True):
                 wanted = ~np.isin(pool, excluded[query])
-                found[query] = self._best(queries[query], score[wanted], pool[wanted], k)
+                found[query] = self._best(queries[query], score[wanted], pool[wanted], k, self._slack)
         return [found[query] for query in range(len(queries))]
+
+    @property
+    def _scanned(self) -> int:
+        """Up to so many candidates are all looked at."""
+        return SCAN
+
+    def _fetch(self, k: int) -> int:
+        """How many candidates to ask for. A few more than k leave room to see where a run of ties ends."""
+        return k + 16
+
+    def _settled(self, scores: np.ndarray, k: int, last: float) -> bool:
+        """Whether the k best are surely among candidates of which the last, wanted or not, has such a score."""
+        return bool(last < scores[k - 1] - self._slack)
+
+    def _candidates(
+        self, queries: np.ndarray, fetch: int, pool: np.ndarray, *, filtered: bool
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """The best of a pool by approximate scores, best first: scores and labels [n, fetch], -1 for none; None: it cannot
+        tell. filtered: whether the pool is what a filter let through, and not all that is live."""
+        import faiss
+
+        selector = self._only(pool)
+        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+        scores, labels = self.index.search(queries, fetch, params=parameters)
+        return scores, labels
 
     @property
     def _slack(self) -> float:
@@ -111,16 +140,14 @@ class VectorIndex:
         add in different orders, so that a score is only trusted to this before it is computed again."""
         return self.dim * 2.0**-22
 
-    def _only(self, pool: np.ndarray) -> Any:
-        """FAISS's search parameters that restrict a search to a pool; None when that is all there is."""
-        import faiss
+    @property
+    def _doubt(self) -> float:
+        """How far the scores of candidates can lie from the exact ones, twice over."""
+        return self._slack
 
-        if len(pool) == len(self._rows):
-            return None
-        chosen = np.zeros(self.last_seq + 1, dtype=bool)
-        chosen[pool] = True
-        selector = faiss.IDSelectorBitmap(np.packbits(chosen, bitorder="little"))  # type: ignore[call-arg, arg-type]
-        return faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
+    def _only(self, pool: np.ndarray) -> Any:
+        """FAISS's selector that restricts a search to a pool; None when that is all there is."""
+        return None if len(pool) == len(self._rows) else bitmap(pool, self.last_seq + 1)
 
     def _scores(self, queries: np.ndarray, pool: np.ndarray) -> np.ndarray:
         """Approximate scores [n, len(pool)]."""
@@ -129,10 +156,12 @@ class VectorIndex:
             scores[:, start : start + SCAN] = queries @ self.vectors(pool[start : start + SCAN]).T
         return scores
 
-    def _best(self, query: np.ndarray, scores: np.ndarray, seqs: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def _best(
+        self, query: np.ndarray, scores: np.ndarray, seqs: np.ndarray, k: int, doubt: float
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Of candidates with approximate scores, those that are at least as good as the k-th best, with exact scores."""
         if len(seqs) > k:
-            near = scores >= np.partition(scores, -k)[-k] - self._slack
+            near = scores >= np.partition(scores, -k)[-k] - doubt
             seqs = seqs[near]
         # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
         exact = np.einsum("nd,d->n", self.vectors(seqs), query)
@@ -140,3 +169,12 @@ class VectorIndex:
             chosen = exact >= np.partition(exact, -k)[-k]
             exact, seqs = exact[chosen], seqs[chosen]
         return exact, seqs
+
+
+def bitmap(chosen: np.ndarray, size: int) -> Any:
+    """FAISS's selector of some of the numbers below `size`."""
+    import faiss
+
+    bits = np.zeros(size, dtype=bool)
+    bits[chosen] = True
+    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]

@@ -201,6 +201,13 @@ class Journal(Database):
             "INSERT INTO manifest VALUES (?, ?)", [*known, ("encoder_checksum", _checksum_of(encoder))]
         )
 
+    def index_name(self) -> str:
+        """What kind of index the memory is to have."""
+        return str(dict(self.connection.execute("SELECT name, value FROM manifest")).get("index", "exact"))
+
+    def set_index_name(self, name: str) -> None:
+        self.connection.execute("INSERT OR REPLACE INTO manifest VALUES ('index', ?)", (name,))
+
     def insert(self, document: Document, vector: np.ndarray) -> int:
         """Store a document that is not there yet, with its vector (float16 or float32), and return its sequence number."""
         if document.blanks:

@@ -33,6 +33,11 @@ class ExampleMemory(MemoryStore):
         self._closed = False
         self.refresh()
 
+    @property
+    def encoder(self) -> Encoder | None:
+        with self._open():
+            return self._encoder
+
     def bind(self, encoder: Encoder) -> None:
         with self._open():
             if self._encoder is None:

@@ -212,8 +212,10 @@ class MemoryStoreContract(SearchChecks):
         memory = self._opened(self.new_place())
         with expect_error(MemoryStoreError, "adding before bind()"):
             memory.add(texts(1), unit(0, 1))
+        expect(memory.encoder is None, f"it says that it is bound to {memory.encoder} before it is")
         memory.bind(ENCODER)
         memory.bind(Encoder(ENCODER.fingerprint, DIM))
+        expect(memory.encoder in (None, ENCODER), f"it says that it is bound to {memory.encoder}, not to {ENCODER}")
         for other in (Encoder("another", DIM), Encoder(ENCODER.fingerprint, DIM // 2)):
             with expect_error(EncoderMismatch, f"binding to {other}"):
                 memory.bind(other)
@@ -310,11 +312,12 @@ class MemoryStoreContract(SearchChecks):
         return facts
 
     def test_refresh_takes_in_what_another_process_wrote(self) -> None:
-        """After refresh() an open memory finds what another process has stored since."""
+        """After refresh() a memory that is open, and writes nothing itself, finds what another process has stored."""
         place = self.new_place()
+        with self.open(place) as memory:
+            memory.bind(ENCODER)
+            memory.add(texts(3), unit(0, 3))
         memory = self._opened(place)
-        memory.bind(ENCODER)
-        memory.add(texts(3), unit(0, 3))
         memory.search(unit(0, 1), k=1)
         self.in_new_process("reopen", path=str(place))
         memory.refresh()
