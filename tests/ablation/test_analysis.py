@@ -14,8 +14,10 @@ from racm3.ablation.figures import figures
 from racm3.ablation.measure import Bench
 from racm3.ablation.report import markdown, write_report
 from racm3.ablation.rows import Condition, plan
+from racm3.document import Blank, Document
 from racm3.errors import ConfigError, WeightsNotFound
 from racm3.generators.cm3.generator import Cm3Generator
+from racm3.interfaces import Request
 from racm3.testing import HashingRetriever
 from racm3.training.generator import GeneratorStage, image_token_losses
 from racm3.training.runs import Run, open_corpus
@@ -212,6 +214,25 @@ def test_groups_of_documents_are_averaged_as_probabilities(bench: Bench, make, m
     del seen[:]
     plain = bench.nats(generator, Condition(2), 0)
     assert plain == pytest.approx(np.concatenate(seen).mean(1), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [Condition(0), Condition(2), Condition(2, "random"), Condition(2, parts="text"), Condition(1, parts="image")],
+    ids=lambda condition: condition.name,
+)
+def test_what_is_measured_is_what_a_generator_would_say(bench: Bench, make, condition):
+    """Over the tokens of training, and over documents as they are looked up: the same likelihood."""
+    ablation, corpus = make("k", steps=1)
+    whole(ablation, corpus)
+    generator = Cm3Generator(checkpoint=ablation.folder("ours", 0) / "model")
+    truth = [bench.truth(place) for place in range(len(bench.held_out))]
+    requests = [
+        Request(Document([document.text, Blank("image")], id=document.id), tuple(bench.hits(place, condition, 0)))
+        for place, document in enumerate(truth)
+    ]
+    scores = [-score.log_probability / sum(score.tokens) for score in generator.score(requests, truth)]
+    assert bench.nats(generator, condition, 0) == pytest.approx(scores, rel=1e-4)
 
 
 # --- figures and the report -------------------------------------------------------------------------------------

@@ -64,15 +64,14 @@ def test_modality_is_changed_at_training_and_at_inference():
 def test_diversity_is_built_up_step_by_step():
     made, found = rows("diversity")
     assert found["avoid redundancy, query dropout"].model == "ours"  # whose recipe names neither, and has both
-    assert changes(made, found["top-K"].model) == {"neighbours.sampler": "topk", "neighbours.dropout": 0.0}
-    assert changes(made, found["avoid redundancy"].model) == {
-        "neighbours.sampler": "diverse", "neighbours.dropout": 0.0
-    }  # fmt: skip
+    whole_queries = {"neighbours.dropout": 0.0, "neighbours.draws": 1}
+    assert changes(made, found["top-K"].model) == {"neighbours.sampler": "topk", **whole_queries}
+    assert changes(made, found["avoid redundancy"].model) == {"neighbours.sampler": "diverse", **whole_queries}
     assert [row.condition.sampler for row in made.rows] == ["topk", "diverse", "diverse"]
 
 
 def test_diversity_does_not_need_a_recipe_with_all_of_it():
-    made, found = rows("diversity", neighbours={"dropout": 0.0})
+    made, found = rows("diversity", neighbours={"dropout": 0.0, "draws": 1})
     whole = found["avoid redundancy, query dropout"]
     assert whole.reference and changes(made, whole.model) == {
         "neighbours.sampler": "diverse", "neighbours.dropout": 0.2

@@ -29,7 +29,7 @@ from ..training.neighbours import NeighbourSettings
 from ..training.recipe import read_table
 from ..training.runs import GeneratorInputs, Run, generator_inputs, record, recorded, retriever_of
 from .measure import Bench
-from .rows import Condition, Model, Plan, changed
+from .rows import NO_DROPOUT, Condition, Model, Plan, changed
 
 if TYPE_CHECKING:
     from ..generators.cm3.generator import Cm3Generator
@@ -152,7 +152,7 @@ def _prepare(
     found = {settings.sampler: ours.documents.neighbours}
     for sampler in {row.condition.sampler for row in plan.rows} - {settings.sampler}:
         # Held-out queries are whole in any case; without dropout the table is that of the model trained this way.
-        other = changed(plan.recipe, {"neighbours": {"sampler": sampler, "dropout": 0.0}})
+        other = changed(plan.recipe, {"neighbours": {"sampler": sampler, **NO_DROPOUT}})
         found[sampler] = inputs_for(other).documents.neighbours
     if not ablation.drawings:
         judge = None

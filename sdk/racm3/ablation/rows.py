@@ -20,6 +20,7 @@ from ..training.recipe import read_table
 ALPHAS = (0.0, 0.1, 0.3, 1.0)
 DOCUMENTS = (0, 1, 2, 3, 4)
 DROPOUT = 0.2  # the method's, for a recipe that has none
+NO_DROPOUT = {"dropout": 0.0, "draws": 1}  # whole queries: several draws would all be the same
 FINE_TUNING = 0.5  # steps with documents, as a share of those that the vanilla model was trained for before
 
 
@@ -196,8 +197,8 @@ def _diversity(made: Plan) -> list[Row]:
     dropout = read_table(NeighbourSettings, made.recipe, "neighbours").dropout or DROPOUT
     diverse, top = Condition(made.k), Condition(made.k, sampler="topk")
     whole = made.model("diverse-dropout", {"neighbours": {"sampler": "diverse", "dropout": dropout}})
-    plain = made.model("topk", {"neighbours": {"sampler": "topk", "dropout": 0.0}})
-    apart = made.model("no-dropout", {"neighbours": {"sampler": "diverse", "dropout": 0.0}})
+    plain = made.model("topk", {"neighbours": {"sampler": "topk", **NO_DROPOUT}})
+    apart = made.model("no-dropout", {"neighbours": {"sampler": "diverse", **NO_DROPOUT}})
     return [
         Row("diversity", "top-K", plain, top),
         Row("diversity", "avoid redundancy", apart, diverse),
