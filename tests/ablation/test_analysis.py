@@ -243,9 +243,10 @@ def measured(ablation, key, seed, nats, hits=()):
     path = ablation.measurement(key, seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     places = list(range(len(hits)))
+    judged = {"places": places, "judge": "somebody"}
     path.write_text(
         json.dumps(
-            {"nats": nats, "hits": list(hits), "places": places, "parameters": 1000, "training_seconds": 60.0}
+            {"nats": nats, "hits": list(hits), **judged, "parameters": 1000, "training_seconds": 60.0}
         )
     )  # fmt: skip
 
@@ -274,6 +275,19 @@ def test_differences_are_taken_on_the_same_documents_and_seeds(make):
     said = markdown(found)
     assert "**retrieved documents** | 5.1000 | 0.1000 | reference" in said and "not measured yet" in said
     assert "+0.5000 (+0.5000 to +0.5000)" in said and "Not all rows have the same number of seeds" in said
+
+
+def test_some_rows_may_have_more_seeds_than_others(make):
+    ablation, corpus = make("parameters", seeds=1)
+    bench = analysis._prepare(ablation, corpus, HashingRetriever(64), None)[1]
+    for name, seeds in (("ours-k2", 3), ("vanilla-k0", 2), ("vanilla-4x-k0", 1)):
+        for seed in range(seeds):
+            measured(ablation, name, seed, [1.0 + seed] * len(bench.held_out))
+    ours, vanilla, larger = figures(ablation, bench)["groups"][0]["rows"]
+    assert (ours["seeds"], vanilla["seeds"], larger["seeds"]) == ([0, 1, 2], [0, 1], [0])
+    assert ours["nats"]["value"] == 2.0 and vanilla["difference"]["value"] == 0.0
+    (ablation.out / "models" / "vanilla-4x-7").mkdir(parents=True)
+    assert ablation.seeds_of("models", "vanilla") == [] and ablation.seeds_of("models", "vanilla-4x") == [7]
 
 
 def test_the_report_has_tables_plots_and_grids_and_is_there_before_the_end(make):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -63,6 +64,11 @@ class Ablation:
     def measurement(self, key: str, seed: int) -> Path:
         """Where a measurement is written down; its drawings lie in the folder of the same name without the suffix."""
         return self.out / "rows" / f"{key}-{seed}.json"
+
+    def seeds_of(self, kind: Literal["models", "rows"], name: str) -> list[int]:
+        """Seeds that a model was trained, or a row measured, with: also those that are not asked for now."""
+        found = (re.fullmatch(re.escape(name) + r"-(\d+)(\.json)?", path.name) for path in (self.out / kind).glob("*"))
+        return sorted({int(match[1]) for match in found if match})
 
     def training_runs(self) -> Iterator[tuple[Model, int, State]]:
         """All models and seeds, the first seed of all models first, and how far each is."""

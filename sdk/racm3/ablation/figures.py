@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..evaluation.bootstrap import Figure, mean_figure
-from .analysis import Ablation, read_measurement
+from .analysis import Ablation, read_measurement, training_seconds
 from .measure import Bench
 from .rows import TITLES, Row
 
@@ -31,7 +31,7 @@ def figures(ablation: Ablation, bench: Bench, notes: Sequence[str] = ()) -> dict
     measured = [len(shown["seeds"]) for group in groups.values() for shown in group["rows"]]
     trainer = ablation.plan.recipe["trainer"]
     return {
-        "finished": min(measured) == ablation.seeds, "steps": trainer["steps"], "seeds": ablation.seeds,
+        "finished": min(measured) >= ablation.seeds, "steps": trainer["steps"], "seeds": ablation.seeds,
         "k": ablation.plan.k, "held_out": len(entities), "entities": len(set(entities)),
         "training_documents": sum(map(len, bench.documents.entities)), "drawings": ablation.drawings,
         "options": ablation.options.model_dump(), "recipe": ablation.plan.recipe,
@@ -80,15 +80,16 @@ def _row(ablation: Ablation, bench: Bench, row: Row, reference: Row) -> dict[str
         shown["difference"] = {**_plain(mean_figure(gained.mean(0), bench.entities)), **_between(by_seed)}
     if one["hits"]:
         drawn = [bench.entities[place] for place in one["places"]]
-        hits = np.array([each["hits"] for each in found.values()])
+        alike = [each for each in found.values() if all(each[name] == one[name] for name in ("places", "judge"))]
+        hits = np.array([each["hits"] for each in alike])
         by_seed = [mean_figure(values, drawn, draws=1).value for values in hits]
         shown["recall_at_1"] = {**_plain(mean_figure(hits.mean(0), drawn)), **_between(by_seed)}
     return shown
 
 
 def _measured(ablation: Ablation, row: Row) -> dict[int, dict[str, Any]]:
-    """The measurements of a row by seed, those that there are."""
-    every = {seed: read_measurement(ablation, row.key, seed) for seed in range(ablation.seeds)}
+    """The measurements of a row by seed: all that there are, as some rows are given more seeds than others."""
+    every = {seed: read_measurement(ablation, row.key, seed) for seed in ablation.seeds_of("rows", row.key)}
     return {seed: found for seed, found in every.items() if found is not None}
 
 
@@ -102,6 +103,7 @@ def _between(by_seed: Sequence[float]) -> dict[str, Any]:
 
 def _training_seconds(ablation: Ablation) -> float:
     """Of all models of the analysis, each run once."""
-    from .analysis import training_seconds
-
-    return sum(training_seconds(ablation.folder(model.name, seed)) for model, seed, _ in ablation.training_runs())
+    names = ablation.plan.models
+    return sum(
+        training_seconds(ablation.folder(name, seed)) for name in names for seed in ablation.seeds_of("models", name)
+    )

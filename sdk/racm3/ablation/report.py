@@ -144,5 +144,5 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     if max(few) == 1:
         notes.append("One seed: differences smaller than what another seed would make cannot be told from chance.")
     elif len(few) > 1:
-        notes.append("Not all rows have the same number of seeds: the analysis is not finished.")
+        notes.append("Not all rows have the same number of seeds; a difference is taken over those that both have.")
     return [*notes, *found["notes"]]
