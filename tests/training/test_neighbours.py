@@ -243,3 +243,31 @@ def test_neighbours_of_another_making_are_refused(neighbours, tmp_path, fingerpr
     with pytest.raises(CheckpointError, match="another retriever or with other settings") as raised:
         Neighbours.load(tmp_path, fingerprint=fingerprint)
     assert raised.value.hint
+
+
+def test_the_sampler_is_a_setting_and_earlier_tables_stay_valid():
+    retriever = HashingRetriever()
+    diverse, top = NeighbourSettings(threshold=0.7), NeighbourSettings(sampler="topk")
+    assert isinstance(diverse.make_sampler(), DiverseSampler) and diverse.make_sampler().threshold == 0.7
+    assert isinstance(top.make_sampler(), TopKSampler)
+    assert "sampler" not in neighbour_fingerprint(retriever, diverse)
+    assert neighbour_fingerprint(retriever, top) != neighbour_fingerprint(retriever, NeighbourSettings())
+
+
+def test_tables_of_several_settings_lie_side_by_side(tmp_path):
+    documents, groups, training, held_out = world()
+
+    def made(name, **settings):
+        asked = NeighbourSettings(keep=3, draws=1, dropout=0.0, threshold=0.5, **settings)
+        return prepare_neighbours(
+            documents, groups, training, held_out, HashingRetriever(), asked.make_sampler(), asked, folder=tmp_path,
+            name=name,
+        )  # fmt: skip
+
+    diverse, top = made("diverse"), made("topk", sampler="topk")
+    assert {path.name for path in tmp_path.glob("*.npy")} == {"vectors.npy", "diverse.npy", "topk.npy"}
+    same = [np.arange(24)[:, None, None, None] // 6 == found.rows // 6 for found in (diverse, top)]
+    assert same[0].mean() < 0.5 < same[1].mean()  # what is like the query, and like each other, is passed over
+    assert (made("topk", sampler="topk").rows == top.rows).all()
+    with pytest.raises(CheckpointError, match="other settings"):
+        made("diverse", sampler="topk")

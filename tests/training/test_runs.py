@@ -28,6 +28,8 @@ def test_relative_paths_of_a_recipe_belong_to_its_folder(tmp_path):
     found = read_stage_recipe(tmp_path / "recipe.toml")
     assert found["data"] == {"path": str(tmp_path / "pictures"), "images": "/here"}
     assert found["retriever"]["model"] == str(tmp_path / "clip")
+    (tmp_path / "recipe.toml").write_text('[model]\nstart = "vanilla/model"\n')
+    assert read_stage_recipe(tmp_path / "recipe.toml")["model"] == {"start": str(tmp_path / "vanilla" / "model")}
     (tmp_path / "recipe.toml").write_text('[retriever]\nmodel = "ViT-B-32"\n')
     assert read_stage_recipe(tmp_path / "recipe.toml")["retriever"]["model"] == "ViT-B-32"
 
@@ -95,7 +97,7 @@ def run(tmp_path, monkeypatch):
     model = tmp_path / "image-tokenizer" / "model"
     model.mkdir(parents=True)
     (model / "config.json").write_text("{}")
-    monkeypatch.setattr(runs, "_retriever_of", lambda run, recipe: HashingRetriever())
+    monkeypatch.setattr(runs, "retriever_of", lambda run, recipe: HashingRetriever())
     return Run(tmp_path)
 
 

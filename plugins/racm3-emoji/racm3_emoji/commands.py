@@ -1,4 +1,4 @@
-"""The commands that this plugin adds: `racm3 demo`, and `racm3 emoji build | train | bundle | evaluate | learn`."""
+"""The commands that this plugin adds: `racm3 demo`, and `racm3 emoji build | train | bundle | evaluate | ablate | learn`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from racm3.cli import output
+from racm3.cli.ablate import (
+    DrawingsOption,
+    DryRunOption,
+    OutOption,
+    RowsOption,
+    SeedsOption,
+    StepsOption,
+    run_ablation,
+)
 from racm3.cli.writing import cannot_write, check_folder
 
 if TYPE_CHECKING:
@@ -33,6 +42,7 @@ def add_to(app: typer.Typer) -> None:
     emoji.command(epilog="Example: racm3 emoji train generator --run runs/emoji")(train)
     emoji.command(epilog="Example: racm3 emoji bundle --run runs/emoji")(bundle)
     emoji.command(epilog="Example: racm3 emoji evaluate --vanilla runs/emoji/vanilla/model")(evaluate)
+    emoji.command(epilog="Example: racm3 emoji ablate --rows relevance,alpha --steps 400 --dry-run")(ablate)
     emoji.command(epilog="Example: racm3 emoji learn --entities 20")(learn)
     app.add_typer(emoji, name="emoji")
 
@@ -197,6 +207,34 @@ def evaluate(
         output.print_json(results.figures)
         return
     typer.echo((out / "report.md").read_text(encoding="utf-8"))
+
+
+def ablate(
+    run: _Run = RUN,
+    hardware: _Hardware = "cpu",
+    rows: RowsOption = "",
+    steps: StepsOption = None,
+    seeds: SeedsOption = 3,
+    drawings: DrawingsOption = 64,
+    out: OutOption = None,
+    dry_run: DryRunOption = False,
+    json: _Json = False,
+) -> None:
+    """What matters, and how much: train the generator with one thing changed at a time, and compare.
+
+    Needs the run's image tokenizer, retriever and evaluation encoder; measured on the validation entities. An analysis
+    that was stopped goes on.
+    """
+    from .stages import SOURCE, Run, recipes_for
+    from .world import build as build_world
+
+    chosen = Run(run, recipes_for(hardware), build_world())
+    for stage in ("image-tokenizer", "retriever", *(["evaluation-encoder"] if drawings else [])):
+        chosen.model(stage)
+    run_ablation(
+        {**chosen.recipe("generator"), "data": SOURCE}, run, rows=rows, steps=steps, seeds=seeds, drawings=drawings, encoder=None, out=out,
+        dry_run=dry_run, as_json=json,
+    )  # fmt: skip
 
 
 def learn(

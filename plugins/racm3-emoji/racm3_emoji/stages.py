@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from racm3.training.data import Corpus, TrainingSet
 
 RECIPES = Path(__file__).parent / "recipes"
+SOURCE = {"source": f"{__name__}:corpus"}  # the table [data], by which racm3 finds this world again
 
 # Two sets by one hand: what one of them shows would give the other away.
 _VENDORS = {"Noto v1": "Noto", "Flag Icons 1:1": "Flag Icons 4:3"}
@@ -99,7 +100,7 @@ def train_stage(run: Run, stage: str, progress: Progress | None = None) -> dict[
     if stage not in STAGES:
         raise ConfigError(f"No stage named '{stage}'. There are: {', '.join(STAGES)}.", nearest(stage, STAGES))
     kind, recipe = STAGES[stage], run.recipe(stage)
-    recipe["data"] = {"source": f"{__name__}:corpus"}  # by which `racm3 train resume` finds it again
+    recipe["data"] = SOURCE
     if kind == "generator":  # one text tokenizer for all generators of a run
         recipe["tokenizer"] = run.recipe("generator")["tokenizer"]
     return runs.train_stage(

@@ -14,6 +14,7 @@ import typer.main
 from ..errors import ConfigError, PluginError, RACM3Error
 from ..registry import registry
 from . import output
+from .ablate import ablate
 from .caption import caption
 from .config import app as config
 from .evaluate import evaluate
@@ -31,6 +32,7 @@ app.command(epilog="Example: racm3 search 'a red kite' --memory ./memory -k 3")(
 app.command(epilog="Example: racm3 generate 'a red kite' --out kite.png --seed 7")(generate)
 app.command(epilog="Example: racm3 caption kite.png")(caption)
 app.command(epilog="Example: racm3 evaluate ./photos --limit 50 --out ./evaluation")(evaluate)
+app.command(epilog="Example: racm3 ablate generator.toml --run runs/mine --rows relevance,alpha --steps 500")(ablate)
 app.add_typer(memory, name="memory")
 app.add_typer(train, name="train")
 app.add_typer(config, name="config")

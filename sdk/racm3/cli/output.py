@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import unicodedata
 import warnings
 from collections.abc import Iterator
@@ -140,6 +141,35 @@ def stages(label: str) -> Iterator[Progress]:
     with _bar(drawn) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total, stage: bar.update(task, completed=done, total=total, description=stage)
+
+
+@contextmanager
+def watched(label: str) -> Iterator[Progress]:
+    """What is being done, with figures: a bar on a terminal, else a line on stderr now and then."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    drawn = console()
+    note(label)
+    if not drawn.is_terminal:
+        last = 0.0
+
+        def line(done: int, total: int, what: str) -> None:
+            nonlocal last
+            if time.monotonic() - last > 10 or done == total:
+                last = time.monotonic()
+                note(f"{done}/{total or '?'} {what}")
+
+        yield line
+        return
+    columns = (
+        BarColumn(20),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}", markup=False),
+    )
+    with Progress(*columns, console=drawn, transient=True) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=what)
 
 
 def _bar(drawn: Any) -> Any:

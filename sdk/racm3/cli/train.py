@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from . import output
 from .options import JsonOption
-
-if TYPE_CHECKING:
-    from ..interfaces import Progress
 
 train = typer.Typer(
     no_args_is_help=True,
@@ -90,7 +85,7 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
     from ..training.dataset import skipped
     from ..training.runs import open_corpus, train_stage
 
-    with _shown(f"{name} in {run.folder}") as progress:
+    with output.watched(f"{name} in {run.folder}") as progress:
         corpus = open_corpus(run, kind, recipe, progress)
         bad = skipped(run.folder / "data")
         if bad:
@@ -125,32 +120,3 @@ def _estimate(path: Path, folder: Path, gpus: int | None, as_json: bool) -> None
         output.print_json(found.as_json())
     else:
         output.table(["", ""], [[label, value] for label, value in found.lines()])
-
-
-@contextmanager
-def _shown(label: str) -> Iterator[Progress]:
-    """What is being done, with figures: a bar on a terminal, else a line on stderr now and then."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    drawn = output.console()
-    output.note(label)
-    if not drawn.is_terminal:
-        last = 0.0
-
-        def line(done: int, total: int, what: str) -> None:
-            nonlocal last
-            if time.monotonic() - last > 10 or done == total:
-                last = time.monotonic()
-                output.note(f"{done}/{total or '?'} {what}")
-
-        yield line
-        return
-    columns = (
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.description}", markup=False),
-    )
-    with Progress(*columns, console=drawn, transient=True) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=what)

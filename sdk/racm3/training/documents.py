@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -18,6 +20,9 @@ from .neighbours import Neighbours
 from .prepared_array import prepared_array
 
 BLOCK = 1024
+
+# What of a document is shown: all of it, or its text or its picture alone.
+Shown: TypeAlias = Literal["both", "text", "image"]
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,19 @@ class PreparedDocuments:
     held_out: np.ndarray
     neighbours: Neighbours | None = None
 
-    def parts(self, row: int, number: int = 0) -> list[TokenPart]:
-        """The caption and the picture of a row, in a variant."""
-        return [TokenPart("text", self.texts[row]), TokenPart("image", self.images[row, number])]
+    def parts(self, row: int, number: int = 0, shown: Shown = "both") -> list[TokenPart]:
+        """The caption and the picture of a row, in a variant; or one of the two."""
+        parts = [TokenPart("text", self.texts[row]), TokenPart("image", self.images[row, number])]
+        return parts if shown == "both" else [part for part in parts if part.modality == shown]
+
+    def random_rows(self, row: int, k: int, rng: np.random.Generator) -> list[int]:
+        """k training documents other than `row`, each as likely as any other; fewer where there are not so many."""
+        drawn = rng.choice(self._training, size=min(k + 1, len(self._training)), replace=False)
+        return [int(other) for other in drawn if other != row][:k]
+
+    @cached_property
+    def _training(self) -> np.ndarray:
+        return np.concatenate(self.entities)
 
 
 def prepare_documents(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..generators.cm3.model import Size, size_named
+from ..generators.cm3.model import Size
 from ..generators.cm3.vocabulary import CONTROL
 from .recipe import read_table
 from .runs import Run, TextSettings
@@ -56,8 +56,8 @@ class Estimate:
             ("tokens per step", f"{self.tokens:,}"),
             ("operations per step", f"{self.operations:.3g}"),
             ("matrix peak", f"{self.peak / 1e12:.3g} TFLOP/s, {self.devices} times"),
-            ("time per step", _duration(self.seconds_per_step)),
-            (f"time for {self.steps:,} steps", _duration(self.seconds_per_step * self.steps)),
+            ("time per step", duration(self.seconds_per_step)),
+            (f"time for {self.steps:,} steps", duration(self.seconds_per_step * self.steps)),
             ("assumed", "; ".join(self.assumed)),
         ]
 
@@ -73,7 +73,7 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     from .hardware import matrix_peak, training_operations
 
     model, trainer = generator_settings(recipe)
-    objective, size = read_table(ObjectiveSettings, recipe, "objective"), size_named(model.size)
+    objective, size = read_table(ObjectiveSettings, recipe, "objective"), model.shape
     assumed: list[str] = []
     image_tokens, codes = _pictures(run, assumed)
     words, longest = read_table(TextSettings, recipe, "tokenizer").vocabulary, min(128, model.image_offset)
@@ -142,7 +142,8 @@ def _text_tokens(run: Run, longest: int, assumed: list[str]) -> float:
     return float(np.mean([len(found.ids) for found in load_text_tokenizer(tokenizer).encode_batch(texts)]))
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Such as 3.4 minutes."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

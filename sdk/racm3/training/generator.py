@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,15 +12,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer
 
-from ..errors import ConfigError
-from ..generators.cm3.document_format import DocumentFormat, TokenSequence
+from ..errors import CheckpointError, ConfigError
+from ..generators.cm3.document_format import DocumentFormat, Span, TokenPart, TokenSequence
 from ..generators.cm3.image_tokenizer import ImageTokenizer
 from ..generators.cm3.masking import MaskingSettings, draw_spans
-from ..generators.cm3.model import Checkpoint, build_model, size_named
+from ..generators.cm3.model import Checkpoint, Size, build_model, size_named
 from ..generators.cm3.vocabulary import Vocabulary
 from ..interfaces import Progress
 from .data import generator_at
-from .documents import PreparedDocuments
+from .documents import PreparedDocuments, Shown
 from .hardware import training_operations
 from .objective import WeightedSequence, weighted_loss, weighted_sequence
 from .packing import attention_mask, collate_packed
@@ -33,6 +34,12 @@ class GeneratorModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     size: str = Field("tiny", description="tiny, small, 125m, 350m, 760m, 2.7b or 7b")
+    layers: int | None = Field(None, ge=1, description="in place of the size's own; width and heads alike")
+    width: int | None = Field(None, ge=2)
+    heads: int | None = Field(None, ge=1)
+    start: Path | None = Field(
+        None, description="a trained model, such as run/vanilla/model, whose weights are trained further"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
     document_stride: int = Field(128, description="positions from the start of a document to that of the next")
     image_offset: int = Field(32, description="position of the first image token in its document")
@@ -46,6 +53,18 @@ class GeneratorModelSettings(BaseModel):
     )
     weight_format: str = "bfloat16"
 
+    @property
+    def shape(self) -> Size:
+        """Depth and width; `ConfigError` if the width cannot be shared out among the heads."""
+        own = {name: value for name in ("layers", "width", "heads") if (value := getattr(self, name)) is not None}
+        shape = replace(size_named(self.size), **own)
+        if shape.width % (2 * shape.heads):
+            raise ConfigError(
+                f"In [model] of the recipe, {shape.heads} heads cannot share a width of {shape.width}.",
+                f"Choose a width that is a multiple of {2 * shape.heads}.",
+            )
+        return shape
+
 
 class ObjectiveSettings(BaseModel):
     """The `[objective]` table, with the method's defaults."""
@@ -54,6 +73,10 @@ class ObjectiveSettings(BaseModel):
 
     alpha: float = Field(0.1, ge=0, description="weight of the retrieved documents' tokens")
     k: tuple[int, ...] = Field((0, 1, 2), description="numbers of retrieved documents, in equal shares")
+    context: Literal["retrieved", "random"] = Field(
+        "retrieved", description="random: any other training documents, a baseline (worse in the paper)"
+    )
+    context_parts: Shown = Field("both", description="both: whole retrieved documents; text, image: that part alone")
     batch_size: int = Field(32, ge=1, description="documents in a micro-batch")
     text_queries: float = Field(
         0.5,
@@ -93,7 +116,7 @@ class GeneratorStage(Stage):
         text_tokenizer: Tokenizer,
         image_tokenizer: ImageTokenizer,
     ) -> None:
-        if max(objective.k) > 0 and data.neighbours is None:
+        if max(objective.k) > 0 and objective.context == "retrieved" and data.neighbours is None:
             raise ConfigError("Training with k > 0 needs neighbours.", "Prepare them, or set k = [0].")
         self.settings, self.objective, self.masking, self.trainer = model, objective, masking, trainer
         self.data = data
@@ -104,11 +127,13 @@ class GeneratorStage(Stage):
     def build(self) -> torch.nn.Module:
         settings, vocabulary = self.settings, self.format.vocabulary
         model: Any = build_model(
-            size_named(settings.size), vocabulary, max_positions=settings.max_positions, dropout=settings.dropout,
+            settings.shape, vocabulary, max_positions=settings.max_positions, dropout=settings.dropout,
             tie_embeddings=settings.tie_embeddings,
         )  # fmt: skip
         model.set_attn_implementation(settings.attention)
-        if settings.codebook_embeddings:
+        if settings.start is not None:
+            self._start_from(model, settings.start)
+        elif settings.codebook_embeddings:
             # Codes that look alike start alike: a random projection keeps the codebook's distances.
             codebook = self.image_tokenizer.codebook.float().cpu()
             codebook = (codebook - codebook.mean(0)) / codebook.std()
@@ -118,6 +143,22 @@ class GeneratorStage(Stage):
                 spread = model.get_input_embeddings().weight.std()
                 model.get_input_embeddings().weight[vocabulary.first_image :] = codebook @ projection * spread
         return model
+
+    def _start_from(self, model: torch.nn.Module, folder: Path) -> None:
+        """Take over trained weights; `CheckpointError` if they are of another model, or of other tokens."""
+        given = Checkpoint.load(folder)
+        same = given.text_tokenizer.to_str() == self.text_tokenizer.to_str() and torch.equal(
+            given.image_tokenizer.codebook.cpu(), self.image_tokenizer.codebook.float().cpu()
+        )
+        try:
+            if not same:
+                raise RuntimeError("it knows other tokens")
+            model.load_state_dict(given.model.state_dict())
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"Training cannot start from {folder}: {error}.",
+                "Its [model] table must be the same, and the text and image tokenizers of its run.",
+            ) from error
 
     # --- batches ------------------------------------------------------------------------------------------------
 
@@ -160,6 +201,8 @@ class GeneratorStage(Stage):
         return self._sequence(row, context, number, rng)
 
     def _context_rows(self, row: int, k: int, rng: np.random.Generator) -> list[int]:
+        if self.objective.context == "random":
+            return self.data.random_rows(row, k, rng)
         assert self.data.neighbours is not None
         _, forms, draws, _ = self.data.neighbours.rows.shape
         form = int(rng.random() >= self.objective.text_queries) if forms == 2 else 0
@@ -168,14 +211,10 @@ class GeneratorStage(Stage):
 
     def _sequence(self, row: int, context: list[int], number: int, rng: np.random.Generator | None) -> WeightedSequence:
         """rng None: nothing is masked."""
-        written: list[TokenSequence] = []
-        for other in context:
-            slot = self.format.slot_after(written[-1]) if written else 0
-            written.append(self.format.write(self.data.parts(other, number), slot=slot))
         parts = self.data.parts(row, number)
         spans = draw_spans(parts, self.masking, rng) if rng is not None else []
-        own = self.format.write(parts, slot=self.format.slot_after(written[-1]) if written else 0, spans=spans)
-        return weighted_sequence(written, own, self.format.vocabulary, self.objective.alpha)
+        shown = [self.data.parts(other, number, self.objective.context_parts) for other in context]
+        return behind_documents(self.format, shown, parts, self.objective.alpha, spans)
 
     # --- loss and figures ---------------------------------------------------------------------------------------
 
@@ -202,7 +241,7 @@ class GeneratorStage(Stage):
             lengths = np.concatenate([np.bincount(batch["samples"][row][used[row]].numpy()) for row in rows])
         else:
             lengths = used.sum(1).numpy()
-        size = size_named(self.settings.size)
+        size = self.settings.shape
         return int(lengths.sum()), training_operations(size, self.format.vocabulary.size, lengths)
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
@@ -217,13 +256,28 @@ class GeneratorStage(Stage):
                     for row in self.data.held_out[start : start + 64].tolist()
                 ]
                 batch = collate(samples, self.format.vocabulary.control("<pad>"), self.objective.pad_to)
-                losses.append(image_token_losses(model, batch, self.format.vocabulary))
+                losses.append(image_token_losses(model, batch, self.format.vocabulary).mean(1))
             figures[f"held_out_k{k}"] = float(np.concatenate(losses).mean())
         return figures
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         model = model.to(getattr(torch, self.settings.weight_format))
         Checkpoint(model, self.text_tokenizer, self.image_tokenizer, self.format).save(folder)
+
+
+def behind_documents(
+    format: DocumentFormat,
+    context: Sequence[Sequence[TokenPart]],
+    parts: Sequence[TokenPart],
+    alpha: float = 1.0,
+    spans: Sequence[Span] = (),
+) -> WeightedSequence:
+    """A document behind others, the nearest of which stands last; see `weighted_sequence` for alpha."""
+    written: list[TokenSequence] = []
+    for other in context:
+        written.append(format.write(other, slot=format.slot_after(written[-1]) if written else 0))
+    own = format.write(parts, slot=format.slot_after(written[-1]) if written else 0, spans=spans)
+    return weighted_sequence(written, own, format.vocabulary, alpha)
 
 
 def collate(samples: list[WeightedSequence], pad: int, multiple: int) -> dict[str, torch.Tensor]:
@@ -240,7 +294,7 @@ def collate(samples: list[WeightedSequence], pad: int, multiple: int) -> dict[st
 
 
 def image_token_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor], vocabulary: Vocabulary) -> np.ndarray:
-    """Mean loss, in nats per image token of x, of each sequence of a batch: [B]. Only image tokens compete."""
+    """Nats of each image token of x, of each sequence of a batch: [B, tokens]. Only image tokens compete."""
     device = next(model.parameters()).device
     batch = {name: value.to(device) for name, value in batch.items()}
     logits = model(
@@ -252,13 +306,13 @@ def image_token_losses(model: torch.nn.Module, batch: dict[str, torch.Tensor], v
     losses = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1).float(), wanted.clamp_min(0).flatten(), reduction="none"
     ).view(wanted.shape)
-    return ((losses * counted).sum(1) / counted.sum(1)).detach().cpu().numpy()
+    return losses[counted].view(len(losses), -1).detach().cpu().numpy()  # all pictures have the same number of tokens
 
 
 def generator_settings(recipe: Mapping[str, Any]) -> tuple[GeneratorModelSettings, TrainerSettings]:
     """The tables model and trainer; a learning rate that is left out is that of the model's size."""
     model = read_table(GeneratorModelSettings, recipe, "model")
-    rate = {"learning_rate": size_named(model.size).learning_rate}
+    rate = {"learning_rate": model.shape.learning_rate}
     return model, read_table(TrainerSettings, {"trainer": {**rate, **recipe.get("trainer", {})}}, "trainer")
 
 

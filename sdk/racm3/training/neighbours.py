@@ -22,6 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..document import Document, Image, Text
 from ..errors import CheckpointError
 from ..interfaces import Hit, Progress, Query, Retriever, Sampler
+from ..samplers.diverse import DiverseSampler
+from ..samplers.topk import TopKSampler
 from .data import generator_at
 from .neighbour_search import Candidates, NeighbourSearch
 from .prepared_array import prepared_array
@@ -41,8 +43,15 @@ class NeighbourSettings(BaseModel):
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the query's tokens or patches that is dropped")
     candidates: int = Field(32, ge=1, description="candidates that the sampler sees")
     keep: int = Field(4, ge=1, description="documents kept after sampling: the largest K in training")
-    threshold: float = Field(0.9, gt=0, le=1, description="of the sampler: closer than this is redundant")
+    sampler: Literal["diverse", "topk"] = Field(
+        "diverse", description="diverse: passes over what is redundant; topk: the plain baseline, worse in the paper"
+    )
+    threshold: float = Field(0.9, gt=0, le=1, description="of the sampler diverse: closer than this is redundant")
     seed: int = 0
+
+    def make_sampler(self) -> Sampler:
+        """The sampler that these settings name."""
+        return DiverseSampler(self.threshold) if self.sampler == "diverse" else TopKSampler()
 
 
 @dataclass(frozen=True)
@@ -65,15 +74,15 @@ class Neighbours:
         (folder / "neighbours.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
 
     @classmethod
-    def load(cls, folder: Path, *, fingerprint: str) -> Neighbours:
+    def load(cls, folder: Path, *, fingerprint: str, name: str = "neighbours") -> Neighbours:
         """Open prepared neighbours; `CheckpointError` if another retriever, or other settings, made them."""
-        found = json.loads((folder / "neighbours.json").read_text())["fingerprint"]
+        found = json.loads((folder / f"{name}.json").read_text())["fingerprint"]
         if found != fingerprint:
             raise CheckpointError(
                 f"The neighbours in {folder} were made by another retriever or with other settings.",
                 "Delete the folder to prepare them again.",
             )
-        return cls._of(np.load(folder / "neighbours.npy", mmap_mode="r", allow_pickle=False), found)
+        return cls._of(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False), found)
 
     @classmethod
     def _of(cls, table: np.ndarray, fingerprint: str) -> Neighbours:
@@ -92,6 +101,7 @@ def prepare_neighbours(
     settings: NeighbourSettings,
     *,
     folder: Path | None = None,
+    name: str = "neighbours",
     digest: str = "",
     progress: Progress | None = None,
 ) -> Neighbours:
@@ -99,7 +109,8 @@ def prepare_neighbours(
 
     documents: may make each document when it is asked for. groups: [n], see above. training, held_out: row numbers. A
     training document finds training documents only, a held-out one all; its query is whole, as at inference. folder:
-    where vectors and neighbours are kept, and taken up again; without one, nothing is. digest: of the documents.
+    where vectors and neighbours are kept, and taken up again; without one, nothing is. name: of the table in it, of
+    which there may be several with the same vectors. digest: of the documents.
 
     Raises `CheckpointError` if what is in the folder, finished or not, was made by another retriever, with other
     settings, or of other documents.
@@ -112,8 +123,8 @@ def prepare_neighbours(
             )  # fmt: skip
             return replace(found, rows=np.array(found.rows), scores=np.array(found.scores))
     fingerprint = neighbour_fingerprint(retriever, settings)
-    if (folder / "neighbours.npy").is_file():
-        Neighbours.load(folder, fingerprint=fingerprint)
+    if (folder / f"{name}.npy").is_file():
+        Neighbours.load(folder, fingerprint=fingerprint, name=name)
     made_of = {"documents": digest} if digest else {}
 
     def encode(start: int, stop: int) -> np.ndarray:
@@ -131,7 +142,7 @@ def prepare_neighbours(
 
     shape = (len(documents), len(settings.forms), settings.draws, settings.keep)
     table = prepared_array(
-        folder / "neighbours.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
+        folder / f"{name}.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
         lambda start, stop: work().block(start, stop), block=BLOCK, what="neighbours", progress=progress,
     )  # fmt: skip
     return Neighbours._of(table, fingerprint)
@@ -182,7 +193,9 @@ class _Preparation:
 
 def neighbour_fingerprint(retriever: Retriever, settings: NeighbourSettings) -> str:
     """What prepared neighbours depend on, besides the documents."""
-    return f"{retriever.encoder.fingerprint}/{settings.model_dump_json()}"
+    # Tables that were made before there was a choice of samplers stay valid.
+    made = settings.model_dump_json(exclude={"sampler"} if settings.sampler == "diverse" else None)
+    return f"{retriever.encoder.fingerprint}/{made}"
 
 
 def _part(document: Document, form: QueryForm) -> Document:

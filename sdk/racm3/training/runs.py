@@ -86,14 +86,14 @@ def train_stage(
     folder = run.folder / (name or kind)
     with main_process_first(recipe) as is_main:
         if is_main:
-            _record(folder, kind, recipe)
+            record(folder, kind, recipe)
     return _STAGES[kind](run, folder, recipe, corpus, progress)
 
 
 def read_stage_recipe(path: Path) -> dict[str, Any]:
     """A recipe file; its relative paths belong to its folder."""
     recipe, here = read_recipe(path), path.resolve().parent
-    places = [("data", "path"), ("data", "images")]
+    places = [("data", "path"), ("data", "images"), ("model", "start")]
     if str(recipe.get("retriever", {}).get("model", "")).startswith(
         (".", "~")
     ):  # other names are those of architectures
@@ -155,7 +155,8 @@ def check_same_recipe(folder: Path, kind: str, recipe: Mapping[str, Any]) -> Non
         )
 
 
-def _record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
+def record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
+    """Write down what is trained in a folder, and by which recipe."""
     folder.mkdir(parents=True, exist_ok=True)
     new = folder / "stage.json.new"
     new.write_text(json.dumps({"stage": kind, "recipe": dict(recipe)}, indent=2, default=str) + "\n", encoding="utf-8")
@@ -191,22 +192,34 @@ def _retriever(
 def _generator(
     run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
 ) -> dict[str, float]:
-    from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .generator import train_generator
+
+    made = generator_inputs(run, recipe, corpus, progress=progress)
+    return train_generator(recipe, made.documents, made.text_tokenizer, made.image_tokenizer, folder, progress=progress)
+
+
+@dataclass(frozen=True)
+class GeneratorInputs:
+    """What a generator is trained with. documents.held_out: those that figures are taken on, not all there may be."""
+
+    documents: PreparedDocuments
+    text_tokenizer: Tokenizer
+    image_tokenizer: ImageTokenizer
+
+
+def generator_inputs(
+    run: Run, recipe: Mapping[str, Any], corpus: Corpus, *, neighbours: str = "neighbours",
+    progress: Progress | None = None,
+) -> GeneratorInputs:  # fmt: skip
+    """What a generator's recipe is trained with, prepared where it is not yet. neighbours: name of their table."""
+    from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .processes import main_process_first
 
     with main_process_first(recipe):
         text_tokenizer = _text_tokenizer(run, recipe, corpus)
         image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"))
-        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
-    return train_generator(
-        recipe,
-        replace(prepared, held_out=_few(corpus.held_out)),
-        text_tokenizer,
-        image_tokenizer,
-        folder,
-        progress=progress,
-    )
+        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress, neighbours=neighbours)
+    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer)
 
 
 _STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {
@@ -236,11 +249,10 @@ def _text_tokenizer(run: Run, recipe: Mapping[str, Any], corpus: Corpus) -> Toke
 
 def _prepared(
     run: Run, recipe: Mapping[str, Any], corpus: Corpus, text_tokenizer: Tokenizer, image_tokenizer: ImageTokenizer,
-    progress: Progress | None,
+    progress: Progress | None, *, neighbours: str = "neighbours",
 ) -> PreparedDocuments:  # fmt: skip
     """Documents as tokens, with neighbours where the recipe retrieves; prepared once a run."""
     from ..generators.cm3.model import fingerprint
-    from ..samplers.diverse import DiverseSampler
     from .documents import prepare_documents
     from .generator import ObjectiveSettings
     from .neighbours import NeighbourSettings, prepare_neighbours
@@ -252,17 +264,18 @@ def _prepared(
         longest=read_table(TextSettings, recipe, "tokenizer").longest, path=run.prepared / "images.npy",
         made_from=made_from, progress=progress,
     )  # fmt: skip
-    if max(objective.k) == 0:
+    if max(objective.k) == 0 or objective.context == "random":
         return prepared
     settings = read_table(NeighbourSettings, recipe, "neighbours")
-    neighbours = prepare_neighbours(
-        DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, _retriever_of(run, recipe),
-        DiverseSampler(settings.threshold), settings, folder=run.prepared, digest=corpus.digest, progress=progress,
+    found = prepare_neighbours(
+        DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
+        settings.make_sampler(), settings, folder=run.prepared, name=neighbours, digest=corpus.digest,
+        progress=progress,
     )  # fmt: skip
-    return replace(prepared, neighbours=neighbours)
+    return replace(prepared, neighbours=found)
 
 
-def _retriever_of(run: Run, recipe: Mapping[str, Any]) -> Retriever:
+def retriever_of(run: Run, recipe: Mapping[str, Any]) -> Retriever:
     """The retriever that `[retriever]` names, as in a pipeline file; without that table, the run's own."""
     from ..registry import registry
 

@@ -158,7 +158,8 @@ def train(
 
     loss_of: Any = stage.loss
     if settings.compile:
-        # A shape per K and padding multiple: all of them may be compiled.
+        # A shape per K and padding multiple: all of them may be compiled. Those of a run before count no more.
+        torch._dynamo.reset()
         torch._dynamo.config.recompile_limit = 64
         loss_of = torch.compile(stage.loss, dynamic=False)
 

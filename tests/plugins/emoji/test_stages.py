@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from racm3.ablation.rows import plan
 from racm3.errors import ConfigError, WeightsNotFound
 from racm3_emoji import stages
 from racm3_emoji.world import Drawing, World
@@ -60,6 +61,33 @@ def test_vanilla_is_trained_alike() -> None:
     assert ours["model"] == vanilla["model"] and ours["trainer"] == vanilla["trainer"]
     assert vanilla["objective"]["k"] == [0]
     assert ours["objective"]["batch_size"] == vanilla["objective"]["batch_size"]
+
+
+def test_the_analysis_takes_the_recipe_of_the_generator_and_the_world(
+    world: World, tmp_path: Path, monkeypatch
+) -> None:
+    from racm3_emoji import commands
+
+    asked = []
+    monkeypatch.setattr("racm3_emoji.world.build", lambda: world)
+    monkeypatch.setattr(commands, "run_ablation", lambda recipe, run, **options: asked.append((recipe, run, options)))
+    with pytest.raises(WeightsNotFound, match="racm3 emoji train image-tokenizer"):
+        commands.ablate(run=tmp_path)
+    for stage in ("image-tokenizer", "retriever"):
+        (tmp_path / stage / "model").mkdir(parents=True)
+    with pytest.raises(WeightsNotFound, match="racm3 emoji train evaluation-encoder"):
+        commands.ablate(run=tmp_path)
+    commands.ablate(run=tmp_path, drawings=0, rows="alpha")  # nothing is drawn, so nobody has to recognise it
+    [(recipe, run, options)] = asked
+    assert run == tmp_path and options["rows"] == "alpha"
+    assert recipe["data"]["source"] == "racm3_emoji.stages:corpus"
+    assert [row.label for row in plan(recipe, ["alpha"]).rows] == ["α = 0", "α = 0.1", "α = 0.3", "α = 1"]
+
+
+@pytest.mark.parametrize("hardware", ["cpu", "gpu"])
+def test_every_row_of_the_analysis_can_be_planned(hardware: str) -> None:
+    recipe = stages.Run(Path("."), stages.recipes_for(hardware), World([], np.empty((0, 64, 64, 3), np.uint8)))
+    assert len(plan(recipe.recipe("generator")).models) == 12
 
 
 def test_errors_say_what_there_is(world: World, tmp_path: Path) -> None:
