@@ -151,7 +151,7 @@ class Cm3Generator(Generator):
             raise GenerationError(f"{len(requests)} requests and {len(targets)} targets: give one target per request.")
         loaded = self._ready()
         filled = [loaded.reader.scored(request, target) for request, target in zip(requests, targets, strict=True)]
-        return score_prompts(loaded.checkpoint, filled, batch_rows=self._batch_rows)
+        return score_prompts(loaded.decoder.transformer, loaded.decoder.prefixes, filled)
 
     # --- tokens to documents ------------------------------------------------------------------------------------
 
