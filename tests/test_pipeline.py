@@ -206,6 +206,9 @@ def test_context_by_hand(pipeline: Pipeline):
     assert pipeline.imagine("a fox", context=[], seed=3).hits == []
     hits = pipeline.search("whale", k=1)
     assert pipeline.imagine("a fox", context=hits).hits == hits
+    for one in ("words", given[0], drawing("red"), hits[0]):
+        with pytest.raises(ConfigError, match=r"context is a list, not .*context=\["):
+            pipeline.imagine("a fox", context=one)
 
 
 def test_context_by_hand_and_retrieved_ones(pipeline: Pipeline):
@@ -248,7 +251,8 @@ def test_options(pipeline: Pipeline):
     assert pipeline.caption(drawing("red"), options={"max_text_tokens": 1}, seed=1).text.count(" ") == 0
     with pytest.raises(ConfigError, match=r"no setting 'temprature'.*Did you mean 'temperature'"):
         pipeline.imagine("a fox", options={"temprature": 1})
-    for wrong in ({"n": 0}, {"seed": -1}, {"options": {"top_p": 3}}):
+    infinite = [{"options": {name: float("inf")}} for name in ("guidance", "temperature", "repetition_penalty")]
+    for wrong in ({"n": 0}, {"seed": -1}, {"options": {"top_p": 3}}, *infinite):
         with pytest.raises(ConfigError, match="is not valid"):
             pipeline.imagine("a fox", **wrong)
 

@@ -20,7 +20,7 @@ class Options(BaseModel):
     average the predictions, where the context has more (paper section 4).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     n: int = Field(1, ge=1, description="samples per request")
     seed: int = Field(0, ge=0)

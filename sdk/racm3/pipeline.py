@@ -371,6 +371,8 @@ class Pipeline(Tasks):
     ) -> Asked:  # fmt: skip
         """Prompts with what they are grounded on: documents given by hand, then retrieved ones."""
         settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed)
+        if isinstance(context, (str, Hit, Document, Image)):
+            raise ConfigError(f"context is a list, not {type(context).__name__}.", "Give a list: context=[document].")
         given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context or ()]
         wanted = k if k is not None else DEFAULT_K if context is None else 0
         spent: dict[str, float] = {}
