@@ -209,6 +209,8 @@ def test_ranking_says_what_it_cannot_do(pipeline: Pipeline):
         ("best", "is not known"),
         (lambda p, o: [1.0], "one number for each"),
         (lambda p, o: [np.nan] * 2, "one number"),
+        (lambda p, o: None, "gave None"),
+        (lambda p, o: ["good", "bad"], "gave .'good'"),
     ):
         with pytest.raises(ConfigError, match=message):
             pipeline.imagine("a fox", n=2, rerank=wrong)  # type: ignore[arg-type]

@@ -50,9 +50,13 @@ def ranked(
 
 def _by_hand(given: Any, count: int) -> list[float]:
     """The scores of a caller's own function."""
-    scores = [float(score) for score in given]
+    wrong = ConfigError(
+        f"The re-ranking function gave {given!r:.200} for {count} samples.", "It gives one number for each sample."
+    )
+    try:
+        scores = [float(score) for score in given]
+    except (TypeError, ValueError) as error:
+        raise wrong from error
     if len(scores) != count or any(math.isnan(score) for score in scores):
-        raise ConfigError(
-            f"The re-ranking function gave {scores} for {count} samples.", "It gives one number for each sample."
-        )
+        raise wrong
     return scores

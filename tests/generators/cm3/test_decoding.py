@@ -13,6 +13,7 @@ import torch
 
 from racm3.generators.cm3.decoding import Decoder, Job, Row
 from racm3.generators.cm3.document_format import DocumentFormat, Span, TokenPart
+from racm3.generators.cm3.prefix_cache import PrefixCache
 from racm3.generators.cm3.prompt import Prompt, PromptPart
 from racm3.generators.cm3.scoring import score_prompts
 from racm3.generators.cm3.transformer import Transformer
@@ -118,7 +119,8 @@ def run(checkpoint, prompts, batch_rows=8, **options):
 
 
 def scores_of(checkpoint, prompts, rows):
-    return score_prompts(checkpoint, [(p, row.filled) for p, row in zip(prompts, rows, strict=True)], batch_rows=2)
+    filled = [(p, row.filled) for p, row in zip(prompts, rows, strict=True)]
+    return score_prompts(Transformer(checkpoint.model), PrefixCache(), filled)
 
 
 # --- what is fed is what training showed -------------------------------------------------------------------------

@@ -280,9 +280,9 @@ def test_a_caption_is_scored_with_its_picture_in_view(generator, pictures):
 def test_scores_do_not_depend_on_the_batch(checkpoint, pictures):
     targets = [Document(["kite " * i, picture]) for i, picture in enumerate(pictures)]
     requests = [Request(TO_IMAGE, hits(pictures, i % 3)) for i in range(6)]
-    alone, together = (
-        Cm3Generator.from_checkpoint(checkpoint, batch_rows=rows).score(requests, targets) for rows in (1, 4)
-    )
+    generator = Cm3Generator.from_checkpoint(checkpoint)
+    together = generator.score(requests, targets)
+    alone = [generator.score([one], [target])[0] for one, target in zip(requests, targets, strict=True)]
     for one, other in zip(alone, together, strict=True):
         assert one.log_probability == pytest.approx(other.log_probability, abs=1e-4)
         assert one.tokens == other.tokens

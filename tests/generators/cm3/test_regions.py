@@ -143,9 +143,10 @@ def test_what_is_drawn_has_the_log_probability_of_its_score(generator, pictures,
     bias[likely] = 50.0
     head.bias = torch.nn.Parameter(bias)
     try:
-        rows = generator._ready().decoder.run([job], Options(n=3, max_text_tokens=60))[0]
+        decoder = generator._ready().decoder
+        rows = decoder.run([job], Options(n=3, max_text_tokens=60))[0]
         prompt = job.streams[0]
-        scores = score_prompts(generator.checkpoint, [(prompt, row.filled) for row in rows], batch_rows=3)
+        scores = score_prompts(decoder.transformer, decoder.prefixes, [(prompt, row.filled) for row in rows])
         outputs = generator.generate([request], options=Options(n=3, max_text_tokens=60))[0]
         if "text" in [prompt.parts[i].modality for i, _ in prompt.blanks] and task != "region and gap":
             again = generator.score([request] * 3, [output.document for output in outputs])

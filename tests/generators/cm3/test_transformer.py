@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from racm3.errors import GenerationError
 from racm3.generators.cm3.attention import Alone, Sharing
 from racm3.generators.cm3.document_format import DocumentFormat, TokenPart
 from racm3.generators.cm3.prefix_cache import PrefixCache, read
@@ -121,6 +122,30 @@ def test_logits_over_a_part_of_the_vocabulary(checkpoint):
         found = transformer.logits_of(hidden, torch.tensor([3, 99, 5]))
     for row, token in enumerate([3, 99, 5]):
         assert torch.allclose(found[row], every[row, :, token], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same(checkpoint):
+    """For one token, for many at once, and for as many as were never compiled for."""
+    plain, compiled = Transformer(checkpoint.model), Transformer(checkpoint.model, compile=True)
+    rng = np.random.default_rng(0)
+    for count in (1, 2, 7, 40):
+        ids, positions = rng.integers(0, checkpoint.vocabulary.size, count), np.arange(count)
+        (_, expected), (_, found) = (read(transformer, ids, positions) for transformer in (plain, compiled))
+        assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_machine_that_cannot_compile_says_so(checkpoint, monkeypatch):
+    def compiler(function, **settings):
+        def fails(*arguments):
+            raise RuntimeError("no C++ compiler was found")
+
+        return fails
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    with pytest.raises(GenerationError, match=r"cannot be compiled.*no C\+\+ compiler") as raised:
+        Transformer(checkpoint.model, compile=True)
+    assert "compile = false" in raised.value.hint
 
 
 # --- what is kept of documents ------------------------------------------------------------------------------------

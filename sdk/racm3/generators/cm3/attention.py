@@ -5,6 +5,7 @@ No mask is ever guessed from positions, which have gaps between documents: a tok
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
@@ -17,11 +18,16 @@ KeysAndValues: TypeAlias = "list[tuple[torch.Tensor, torch.Tensor]]"
 
 
 class Reading:
-    """Attention of one sequence that is read at once, behind what was read before (`past`)."""
+    """Attention of one sequence that is read at once, behind what was read before (`past`).
 
-    def __init__(self, past: KeysAndValues | None = None) -> None:
-        self.past = past
+    branches: lengths of several sequences instead, one after the other, that all stand behind `past` and do not see
+    each other.
+    """
+
+    def __init__(self, past: KeysAndValues | None = None, branches: Sequence[int] | None = None) -> None:
+        self.past, self.branches = past, branches
         self.read: KeysAndValues = []  # past and present
+        self.mask: torch.Tensor | None = None
 
     def __call__(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         import torch
@@ -31,15 +37,28 @@ class Reading:
             keys = torch.cat((self.past[layer][0], keys), 1)
             values = torch.cat((self.past[layer][1], values), 1)
         self.read.append((keys.contiguous(), values.contiguous()))
-        before = keys.shape[1] - len(q)
-        mask = None
-        if before:
-            mask = torch.ones(len(q), keys.shape[1], dtype=torch.bool, device=q.device).tril(before)
+        if layer == 0:
+            self.mask = self._mask(len(q), keys.shape[1], q.device)
+        mask = self.mask
         seen = torch.nn.functional.scaled_dot_product_attention(
             q.transpose(0, 1)[None], keys[None], values[None], attn_mask=mask, is_causal=mask is None,
             enable_gqa=q.shape[1] != k.shape[1],
         )  # fmt: skip
         return seen[0].transpose(0, 1)
+
+    def _mask(self, tokens: int, keys: int, device: torch.device) -> torch.Tensor | None:
+        """What each token sees, bool [tokens, keys]; None: nothing stands before, and the sequence is one."""
+        import torch
+
+        alone = self.branches is None or len(self.branches) < 2
+        if alone and keys == tokens:
+            return None
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=device).tril(keys - tokens)
+        if not alone:
+            lengths = torch.tensor(self.branches, device=device)
+            branch = torch.arange(len(lengths), device=device).repeat_interleave(lengths)
+            mask[:, keys - tokens :] &= branch[:, None] == branch
+        return mask
 
 
 class Sharing:

@@ -13,9 +13,9 @@ from itertools import groupby
 
 import numpy as np
 
-from ...errors import GenerationError
 from ...options import Options
 from .batch import Batch
+from .drawing import checked
 from .prefix_cache import PrefixCache
 from .prompt import Fill, Prompt
 from .transformer import Transformer
@@ -75,11 +75,7 @@ class Row:
 
     def accept(self, token: int, log_probability: float, *, fed: bool = False) -> None:
         """Take a drawn token. fed: the model has seen it already."""
-        if log_probability != log_probability:
-            raise GenerationError(
-                "The model's predictions are not numbers.", 'Load it with dtype="float32", or train it again.'
-            )
-        self.log_probability += log_probability
+        self.log_probability += checked(log_probability)
         self.tokens += 1
         if token == self.fills[0].stop:
             self._leave()

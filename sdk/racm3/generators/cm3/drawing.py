@@ -8,10 +8,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ...errors import GenerationError
 from ...options import Options
 
 if TYPE_CHECKING:
     import torch
+
+
+def checked(log_probability: float) -> float:
+    """The log-probability; `GenerationError` where it is no number, which half precision or bad weights can bring about."""
+    if math.isnan(log_probability):
+        raise GenerationError(
+            "The model's predictions are not numbers.", 'Load it with dtype="float32", or train it again.'
+        )
+    return log_probability
 
 
 def streams_of(logits: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -40,7 +40,9 @@ class Cm3Generator(Generator):
     checkpoint: a folder that `racm3 train generator` wrote, or a Hugging Face id. device: "auto", "cpu", "cuda" ...
     dtype: of the Transformer's weights; the image tokenizer stays in float32. batch_rows: rows decoded side by side
     (a sample takes one for each of its streams). prefix_cache_bytes: what is kept of documents that were read; the next
-    call with the same context then starts at once. Threads can share a generator.
+    call with the same context then starts at once. compile: torch.compile, which takes its time at the first use and
+    raises `GenerationError` where it cannot be had; measure whether it pays: on CPUs it may not. Threads can share a
+    generator.
     """
 
     accepts: frozenset[Modality] = frozenset({"text", "image"})
@@ -54,9 +56,10 @@ class Cm3Generator(Generator):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         batch_rows: int = 64,
         prefix_cache_bytes: int = 256 * 2**20,
+        compile: bool = False,
     ) -> None:
         self._source, self._device, self._dtype, self._batch_rows = str(checkpoint), device, dtype, batch_rows
-        self._prefix_cache_bytes = prefix_cache_bytes
+        self._prefix_cache_bytes, self._compile = prefix_cache_bytes, compile
         self._loaded: _Loaded | None = None
         self._lock = threading.Lock()
 
@@ -74,7 +77,8 @@ class Cm3Generator(Generator):
         from .transformer import Transformer
 
         prefixes = PrefixCache(self._prefix_cache_bytes)
-        decoder = Decoder(Transformer(checkpoint.model), prefixes, batch_rows=self._batch_rows)
+        transformer = Transformer(checkpoint.model, compile=self._compile)
+        decoder = Decoder(transformer, prefixes, batch_rows=self._batch_rows)
         return _Loaded(checkpoint, RequestReader(checkpoint), decoder)
 
     def _ready(self) -> _Loaded:
@@ -151,7 +155,7 @@ class Cm3Generator(Generator):
             raise GenerationError(f"{len(requests)} requests and {len(targets)} targets: give one target per request.")
         loaded = self._ready()
         filled = [loaded.reader.scored(request, target) for request, target in zip(requests, targets, strict=True)]
-        return score_prompts(loaded.checkpoint, filled, batch_rows=self._batch_rows)
+        return score_prompts(loaded.decoder.transformer, loaded.decoder.prefixes, filled)
 
     # --- tokens to documents ------------------------------------------------------------------------------------
 

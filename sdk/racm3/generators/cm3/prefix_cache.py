@@ -64,12 +64,19 @@ class PrefixCache:
 
 
 def read(
-    transformer: Transformer, ids: np.ndarray, positions: np.ndarray, past: KeysAndValues | None = None
+    transformer: Transformer,
+    ids: np.ndarray,
+    positions: np.ndarray,
+    past: KeysAndValues | None = None,
+    branches: Sequence[int] | None = None,
 ) -> tuple[KeysAndValues, torch.Tensor]:
-    """Read a sequence (int64 [tokens]) behind `past`: keys and values of both, and what it makes of its tokens."""
+    """Read a sequence (int64 [tokens]) behind `past`: keys and values of both, and what it makes of its tokens.
+
+    branches: see `Reading`.
+    """
     import torch
 
-    attention = Reading(past)
+    attention = Reading(past, branches)
     with torch.inference_mode():
         hidden = transformer(
             torch.from_numpy(ids).to(transformer.device), torch.from_numpy(positions).to(transformer.device), attention

@@ -7,10 +7,16 @@ ever guessed from positions, which have gaps between documents.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from ...errors import GenerationError
 
 if TYPE_CHECKING:
     import torch
+
+Linear: TypeAlias = "tuple[torch.Tensor, torch.Tensor | None]"
+"""Weight and bias of a layer. Functions work on them, not modules: at one token a step, calling a module costs as much as
+what it does."""
 
 
 class Attention(Protocol):
@@ -21,9 +27,12 @@ class Attention(Protocol):
 
 
 class Transformer:
-    """A `LlamaForCausalLM`, called layer by layer. It holds no state, so threads can share it."""
+    """A `LlamaForCausalLM`, called layer by layer. It holds no state, so threads can share it.
 
-    def __init__(self, model: Any) -> None:
+    compile: have torch compile what stands between two attentions. `GenerationError` where it cannot.
+    """
+
+    def __init__(self, model: Any, *, compile: bool = False) -> None:
         import torch
 
         config = model.config
@@ -34,10 +43,12 @@ class Transformer:
         # The parameters themselves, so that they may go on being trained.
         self._weights = [
             (
-                layer.input_layernorm.weight,
-                *((m.weight, m.bias) for m in (a.q_proj, a.k_proj, a.v_proj, a.o_proj)),
-                layer.post_attention_layernorm.weight,
-                *((m.weight, m.bias) for m in (f.gate_proj, f.up_proj, f.down_proj)),
+                (layer.input_layernorm.weight, *((m.weight, m.bias) for m in (a.q_proj, a.k_proj, a.v_proj))),
+                (
+                    (a.o_proj.weight, a.o_proj.bias),
+                    layer.post_attention_layernorm.weight,
+                    *((m.weight, m.bias) for m in (f.gate_proj, f.up_proj, f.down_proj)),
+                ),
             )
             for layer, a, f in ((layer, layer.self_attn, layer.mlp) for layer in model.model.layers)
         ]
@@ -46,27 +57,39 @@ class Transformer:
             cos, sin = model.model.rotary_emb(model.lm_head.weight[:1], every[None])  # [1, positions, head width]
             half = self.head_width // 2
             self._cos, self._sin = cos[0], torch.cat((-sin[0, :, :half], sin[0, :, half:]), -1)
+        self._before_attention, self._after_attention = before_attention, after_attention
+        if compile:
+            self._compile()
+
+    def _compile(self) -> None:
+        """For any number of tokens; done here, so that a machine that cannot is found out before anything is asked."""
+        import torch
+
+        self._before_attention = torch.compile(before_attention, dynamic=True)
+        self._after_attention = torch.compile(after_attention, dynamic=True)
+        with torch.inference_mode():
+            for count in (1, 2):  # one row and many are compiled apart
+                tokens = torch.zeros(count, dtype=torch.int64, device=self.device)
+                try:
+                    self(tokens, tokens, lambda layer, q, k, v: q)
+                except Exception as error:
+                    raise GenerationError(
+                        f"The model cannot be compiled on this machine: {error}",
+                        "Set compile = false, or install what torch.compile needs (on a CPU: a C++ compiler).",
+                    ) from error
 
     def __call__(self, ids: torch.Tensor, positions: torch.Tensor, attend: Attention) -> torch.Tensor:
         """What the last layer makes of tokens (ids and positions: int64 [tokens]), normalised: [tokens, width]."""
         import torch
 
-        # Functions on weights, not modules: at one token a step, calling a module costs as much as what it does.
-        linear, norm = torch.nn.functional.linear, torch.nn.functional.rms_norm
         stack = self.model.model
         hidden = torch.nn.functional.embedding(ids, stack.embed_tokens.weight)  # [tokens, width]
         cos, sin = self._cos[positions].unsqueeze(1), self._sin[positions].unsqueeze(1)  # [tokens, 1, head width]
-        both, half, shape, eps = self.heads + self.key_heads, self.head_width // 2, hidden.shape[-1:], self.eps
-        for number, (before, q, k, v, o, after, gate, up, down) in enumerate(self._weights):
-            x = norm(hidden, shape, before, eps)
-            qk = torch.cat((linear(x, *q), linear(x, *k)), -1).view(-1, both, self.head_width)
-            qk = torch.addcmul(qk * cos, qk.roll(half, -1), sin)
-            value = linear(x, *v).view(-1, self.key_heads, self.head_width)
+        for number, (before, after) in enumerate(self._weights):
+            qk, value = self._before_attention(hidden, cos, sin, self.eps, *before)
             seen = attend(number, qk[:, : self.heads], qk[:, self.heads :], value)
-            hidden = hidden + linear(seen.reshape(len(hidden), -1), *o)
-            x = norm(hidden, shape, after, eps)
-            hidden = hidden + linear(torch.nn.functional.silu(linear(x, *gate)) * linear(x, *up), *down)
-        return norm(hidden, shape, stack.norm.weight, eps)
+            hidden = self._after_attention(hidden, seen, self.eps, *after)
+        return torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], stack.norm.weight, self.eps)
 
     def logits(self, hidden: torch.Tensor, first: int, stop: int) -> torch.Tensor:
         """Logits of the tokens `first:stop` alone, float32 [..., stop - first]."""
@@ -81,3 +104,29 @@ class Transformer:
         head = self.model.lm_head
         found = (hidden @ head.weight[tokens].unsqueeze(-1)).squeeze(-1).float()
         return found if head.bias is None else found + head.bias[tokens].float().unsqueeze(-1)
+
+
+def before_attention(
+    hidden: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, eps: float,
+    norm: torch.Tensor, q: Linear, k: Linear, v: Linear,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Queries and keys, turned by their positions, [tokens, heads + key heads, head width]; and values."""
+    import torch
+
+    linear, width = torch.nn.functional.linear, cos.shape[-1]
+    x = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    qk = torch.cat((linear(x, *q), linear(x, *k)), -1).view(len(x), -1, width)
+    return torch.addcmul(qk * cos, qk.roll(width // 2, -1), sin), linear(x, *v).view(len(x), -1, width)
+
+
+def after_attention(
+    hidden: torch.Tensor, seen: torch.Tensor, eps: float,
+    o: Linear, norm: torch.Tensor, gate: Linear, up: Linear, down: Linear,
+) -> torch.Tensor:  # fmt: skip
+    """What a layer makes of tokens, [tokens, width], and of what they have seen."""
+    import torch
+
+    linear = torch.nn.functional.linear
+    hidden = hidden + linear(seen.reshape(len(hidden), -1), *o)
+    x = torch.nn.functional.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    return hidden + linear(torch.nn.functional.silu(linear(x, *gate)) * linear(x, *up), *down)
