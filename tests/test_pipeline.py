@@ -25,6 +25,7 @@ from racm3.errors import (
 from racm3.interfaces import Sampler, Selection, Skip
 from racm3.memories.faiss import FaissMemory
 from racm3.registry import registry
+from racm3.retrieval import NotGrounded
 from racm3.samplers.topk import TopKSampler
 from racm3.testing import HashingRetriever, PaintingGenerator
 
@@ -519,3 +520,14 @@ def test_what_did_not_fit_the_context_is_no_source(tmp_path):
         answer = pipeline.imagine("kite", k=2, seed=0)
     assert [hit.id for hit in answer.hits] == ["kite"]
     assert [(skip.hit.id, skip.reason) for skip in answer.skipped] == [("whale", "no room in the generator's context")]
+
+
+def test_where_nothing_fits_the_context_it_is_said(tmp_path):
+    class Full(PaintingGenerator):
+        def generate(self, requests, *, options):
+            return [[replace(o, grounded_on=0) for o in made] for made in super().generate(requests, options=options)]
+
+    with Pipeline(HashingRetriever(), FaissMemory(tmp_path / "m"), TopKSampler(), Full()) as pipeline:
+        pipeline.add([Document("a red kite", id="kite"), Document("a grey whale", id="whale")])
+        with pytest.warns(NotGrounded, match="'kite' alone does not fit"):
+            assert pipeline.imagine("kite", k=2, seed=0).hits == []

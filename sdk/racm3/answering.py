@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +15,7 @@ from .generation import Generation
 from .interfaces import Generator, Output, Request, Retriever, Selection, Skip
 from .options import Options
 from .ranking import Rerank, ranked
-from .retrieval import Clock
+from .retrieval import Clock, NotGrounded
 from .settings import validate
 
 
@@ -100,5 +101,12 @@ def _seen(selection: Selection, outputs: Sequence[Output]) -> Selection:
     seen = outputs[0].grounded_on
     if seen is None or seen >= len(selection.hits):
         return selection
+    if seen == 0:
+        warnings.warn(
+            f"None of the {len(selection.hits)} documents was used: '{selection.hits[0].id}' alone does not fit the "
+            "generator's context. The answer is not grounded.",
+            NotGrounded,
+            stacklevel=5,
+        )
     cut = [Skip(hit, "no room in the generator's context") for hit in selection.hits[seen:]]
     return Selection(selection.hits[:seen], [*selection.skipped, *cut])

@@ -34,7 +34,8 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
     if as_json:
         output.print_json(found)
         return
-    rows = [[name, f"{found[name]:,}"] for name in ("documents", "texts", "images")]
+    rows = [["documents", f"{found['documents']:,}"]]
+    rows += [[f"different {name}", f"{found[name]:,}"] for name in ("texts", "images")]
     rows.append(["index", found["index"]])
     encoder = found["encoder"]
     rows.append(["encoder", f"{encoder['fingerprint']} (width {encoder['dim']})" if encoder else "none yet"])

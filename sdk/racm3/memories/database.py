@@ -100,7 +100,10 @@ class Database:
         run = self.connection.execute
         if not self._is_ours():
             if self.read_only:
-                raise MemoryStoreError(f"{self.place} holds nothing yet.", "Open it without read_only to fill it.")
+                raise MemoryStoreError(
+                    f"{self.place} holds nothing yet.",
+                    "Fill it: racm3 index FOLDER --memory PATH, or FaissMemory(PATH).add.",
+                )
             run("PRAGMA journal_mode = WAL")
             run("BEGIN IMMEDIATE")
             if not self._is_ours():  # another process may have been quicker
@@ -246,7 +249,10 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
         if database.exists():
             return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
         if read_only:
-            raise MemoryStoreError(f"There is no memory at {folder}.", "Open it without read_only to make one.")
+            raise MemoryStoreError(
+                f"There is no memory at {folder}.",
+                "Make one: racm3 index FOLDER --memory PATH, or FaissMemory(PATH), which makes it.",
+            )
         if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
             raise MemoryCorrupt(
                 f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
