@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
@@ -10,6 +11,10 @@ from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+# Here and in the programs that tests start, before any of them imports torch: models this small gain nothing from a second
+# thread, and lose minutes where something else is using its core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 Install = Callable[..., None]
 
