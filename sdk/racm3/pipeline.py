@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from .answering import Asked, all_options, answers, fingerprints
 from .classification import Classification, checked_labels, label_probabilities
@@ -38,7 +38,7 @@ from .ranking import Rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_documents, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
-from .tasks import Context, Example, Picture, Tasks, as_example, as_image
+from .tasks import Asking, Context, Example, Picture, Tasks, as_example, as_image
 
 if TYPE_CHECKING:
     from .config import PipelineConfig
@@ -174,32 +174,10 @@ class Pipeline(Tasks):
         return nearest_hits(self.memory, encode_queries(self.retriever, [shown]), k=k, where=where)[0]
 
     @overload
-    def generate(
-        self,
-        prompts: Document,
-        *,
-        k: int | None = None,
-        where: Where | None = None,
-        context: Context | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        options: Options | Mapping[str, Any] | None = None,
-        rerank: Rerank | None = None,
-    ) -> Generation: ...
+    def generate(self, prompts: Document, **asked: Unpack[Asking]) -> Generation: ...
 
     @overload
-    def generate(
-        self,
-        prompts: Sequence[Document],
-        *,
-        k: int | None = None,
-        where: Where | None = None,
-        context: Context | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        options: Options | Mapping[str, Any] | None = None,
-        rerank: Rerank | None = None,
-    ) -> list[Generation]: ...
+    def generate(self, prompts: Sequence[Document], **asked: Unpack[Asking]) -> list[Generation]: ...
 
     def generate(
         self,

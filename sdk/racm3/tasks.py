@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from .classification import Classification
 from .document import Blank, Document, Image, MaskedImage, MaskedText
@@ -24,6 +24,18 @@ if TYPE_CHECKING:
 Picture: TypeAlias = "Image | PIL.Image.Image | np.ndarray | Path"
 Context: TypeAlias = "Iterable[Hit | Document | Image | str] | Hit | Document | Image | str"
 Example: TypeAlias = "Document | tuple[Picture | str, str]"
+
+
+class Asking(TypedDict, total=False):
+    """The keyword arguments of `generate`, for what is typed by them."""
+
+    k: int | None
+    where: Where | None
+    context: Context | None
+    n: int
+    seed: int | None
+    options: Options | Mapping[str, Any] | None
+    rerank: Rerank | None
 
 
 def as_image(picture: Picture | str) -> Image:
