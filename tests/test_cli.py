@@ -123,6 +123,43 @@ def test_an_index_that_failed_keeps_what_was_there_and_what_was_stored(photos: P
     assert len(json.loads(run("search", "a", "--memory", "other", "--preset", "toy", "--json")[1])) == 1
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from racm3 import Document
+from racm3.memories.faiss import FaissMemory
+from racm3.testing import HashingRetriever
+memory, retriever, documents = FaissMemory(Path(sys.argv[1])), HashingRetriever(), [Document("a kite", id="kite")]
+memory.bind(retriever.encoder)
+memory.add(documents, retriever.encode_document(documents))
+print("stored", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("folder", ["photos", "empty"])
+def test_an_index_that_is_refused_leaves_the_memory_of_another_process_alone(photos: Path, run, monkeypatch, folder):
+    """Both begin where there is no memory yet; the other one is faster."""
+    from racm3.cli import index
+
+    (photos.parent / "empty").mkdir()
+    begun = index._not_there_yet
+    others: list[subprocess.Popen[str]] = []
+
+    def overtaken(path: Path) -> list[Path]:
+        missing = begun(path)
+        piped = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        others.append(subprocess.Popen([sys.executable, "-c", WRITER, str(path)], **piped))
+        assert others[0].stdout.readline() == "stored\n"
+        return missing
+
+    monkeypatch.setattr(index, "_not_there_yet", overtaken)
+    code, _, err = run("index", folder, "--memory", "mem", "--preset", "toy")
+    assert code == 1 and "Traceback" not in err
+    assert others[0].communicate("")[0] == "" and others[0].returncode == 0
+    assert json.loads(run("memory", "stats", "mem", "--json")[1])["documents"] == 1
+
+
 def test_only_index_makes_a_memory(toy: Path, run):
     Path("empty").mkdir()
     for command in (("search", "x"), ("generate", "x")):

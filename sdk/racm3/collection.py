@@ -136,7 +136,9 @@ def document_from_line(root: Path, line: str) -> Document:
         raise InvalidDocument(f"The line holds {type(entry).__name__}, not an object with the keys {', '.join(KEYS)}.")
     for key in entry:
         if key not in KEYS:
-            raise InvalidDocument(f"Unknown key {key!r}. Keys: {', '.join(KEYS)}.", nearest(key, KEYS))
+            raise InvalidDocument(
+                f"Unknown key {key!r}. Keys: {', '.join(KEYS)}.", nearest(key, KEYS) or "Other keys go under metadata."
+            )
     text, name, metadata = entry.get("text") or "", entry.get("image"), entry.get("metadata") or {}
     if not isinstance(text, str) or not (name is None or isinstance(name, str)) or not isinstance(metadata, dict):
         raise InvalidDocument("image and text are strings, and metadata is an object.")

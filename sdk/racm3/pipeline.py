@@ -34,7 +34,7 @@ from .interfaces import (
     Where,
 )
 from .options import Options
-from .ranking import Rerank
+from .ranking import Rerank, check_rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_documents, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
@@ -115,7 +115,8 @@ class Pipeline(Tasks):
     @classmethod
     def from_preset(cls, name: str, **overrides: Mapping[str, Any] | None) -> Pipeline:
         """A pipeline that a plugin provides. overrides: settings by table, which win over the preset's; a table with
-        another name replaces the preset's, None leaves it out: `from_preset("emoji", memory={"path": "./mine"})`."""
+        another name replaces the preset's, None leaves it out. A memory of your own, to be filled:
+        `from_preset("emoji", memory={"path": "./mine", "read_only": False})`."""
         return cls.from_config(registry().preset(name), **overrides)
 
     def add(
@@ -244,7 +245,7 @@ class Pipeline(Tasks):
         of each sample. The answer is the one that `generate` gives. Close the iterator to cancel: nothing stays behind.
         Arguments as of `generate`; bad ones raise at once.
         """
-        self._check([prompt], k=k, where=where, options=options, n=n, seed=seed)
+        self._check([prompt], k=k, where=where, options=options, n=n, seed=seed, rerank=rerank)
         return self._events(prompt, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
 
     def _events(self, prompt: Document, **arguments: Any) -> Iterator[Event]:
@@ -339,12 +340,14 @@ class Pipeline(Tasks):
         options: Options | Mapping[str, Any] | None,
         n: int,
         seed: int | None,
+        rerank: Rerank | None,
     ) -> Options:
         """The options, once it is clear that the prompts can be answered."""
         generator = self._generator_for(prompts)
         if k is not None:
             _check_count("k", k, least=0)
         check_filter(where)
+        check_rerank(rerank)
         return all_options(generator.options_type, options, n=n, seed=seed)
 
     def _ask(
@@ -353,7 +356,7 @@ class Pipeline(Tasks):
         options: Options | Mapping[str, Any] | None = None, rerank: Rerank | None = None,
     ) -> Asked:  # fmt: skip
         """Prompts with what they are grounded on: documents given by hand, then retrieved ones."""
-        settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed)
+        settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed, rerank=rerank)
         if isinstance(context, (Hit, Document, Image, str)):
             context = [context]
         given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context or ()]

@@ -16,6 +16,12 @@ Rerank: TypeAlias = Literal["retriever", "perplexity"] | Callable[[Document, Seq
 """How samples are ranked: by name, or by a function of the prompt and its samples that gives a score for each."""
 
 
+def check_rerank(by: Rerank | None) -> None:
+    """Raise `ConfigError` for what `ranked` does not know, before anything is generated."""
+    if by not in (None, "perplexity", "retriever") and not callable(by):
+        raise ConfigError(f"rerank = {by!r} is not known.", 'Use "retriever", "perplexity" or a function.')
+
+
 def ranked(
     prompt: Document, outputs: Sequence[Output], by: Rerank, retriever: Retriever
 ) -> tuple[list[Output], list[float]]:
@@ -40,10 +46,8 @@ def ranked(
             vectors = encode_documents(retriever, [filled[i] for i in kept])
             for i, score in zip(kept, vectors @ encode_queries(retriever, [shown])[0], strict=True):
                 scores[i] = float(score)
-    elif callable(by):
-        scores = _by_hand(by(prompt, outputs), len(outputs))
     else:
-        raise ConfigError(f"rerank = {by!r} is not known.", 'Use "retriever", "perplexity" or a function.')
+        scores = _by_hand(by(prompt, outputs), len(outputs))
     order = sorted(range(len(outputs)), key=lambda i: -scores[i])
     return [outputs[i] for i in order], [scores[i] for i in order]
 

@@ -11,10 +11,16 @@ from typing import Annotated
 
 import typer
 
-from ..errors import ConfigError
+from ..config import ComponentConfig
+from ..errors import ConfigError, MemoryStoreError
+from ..interfaces import MemoryStore
+from ..memories.claim import Claim
+from ..memories.database import LOCK
 from . import output
 from .memory_option import memory_path
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
+
+MOST_SKIPPED = 50  # bad samples are named, up to so many
 
 
 class OnDuplicate(StrEnum):
@@ -60,7 +66,7 @@ def index(
                     stored = len(pipeline.memory)
     finally:
         if not stored:
-            _remove(new)
+            _remove(new, chosen.memory)
     if not ids and not skipped:
         raise ConfigError(f"There are no pictures in {folder}.", "PNG, JPEG, WebP, GIF and BMP files are read.")
     if as_json:
@@ -77,8 +83,10 @@ def index(
         typer.echo(f"{len(ids)} documents read, {stored - before} of them new; the memory holds {stored}.")
     if skipped:
         output.note(f"{len(skipped)} passed over:")
-        for path, error in skipped:
+        for path, error in skipped[:MOST_SKIPPED]:
             output.note(f"  {path}: {error}")
+        if len(skipped) > MOST_SKIPPED:
+            output.note(f"  ... and {len(skipped) - MOST_SKIPPED} more, which --json lists")
     if not ids:
         raise typer.Exit(1)
 
@@ -88,10 +96,24 @@ def _not_there_yet(path: Path | None) -> list[Path]:
     return [] if path is None else [place for place in (path, *path.parents) if not place.exists()]
 
 
-def _remove(made: list[Path]) -> None:
-    """Take back an empty memory, so that what failed leaves nothing behind."""
-    if made:
-        shutil.rmtree(made[0], ignore_errors=True)
+def _remove(made: list[Path], memory: ComponentConfig) -> None:
+    """Take back an empty memory, so that what failed leaves nothing behind; but not what another process has begun since."""
+    if made and made[0].exists():
+        try:
+            claim = Claim(made[0] / LOCK, str(made[0]))
+            if _count(memory) == 0:
+                shutil.rmtree(made[0], ignore_errors=True)
+            claim.release()
+        except MemoryStoreError:  # another process is writing, or it is no folder
+            return
     with suppress(OSError):  # missing, or no longer empty
         for folder in made[1:]:
             folder.rmdir()
+
+
+def _count(memory: ComponentConfig) -> int:
+    opened: MemoryStore = memory.create()
+    try:
+        return len(opened)
+    finally:
+        opened.close()

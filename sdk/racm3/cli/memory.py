@@ -128,7 +128,11 @@ def import_(
 
     export = Export(shards.expanduser())
     with output.progress(f"Checking {shards}") as progress:
-        export.check(skip_broken=skip_broken, progress=progress)  # before a memory is made
+        bad = export.check(skip_broken=skip_broken, progress=progress)  # before a memory is made
+    if bad and len(bad) == len(export.shards):
+        raise ConfigError(
+            f"All {len(bad)} shards of {shards} are broken: {next(iter(bad.values()))}", "Copy them again."
+        )
     with _of_kind(kind, path) as opened, output.progress(f"Importing {shards}") as progress:
         before = len(opened)
         broken = import_memory(

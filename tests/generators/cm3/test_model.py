@@ -71,10 +71,24 @@ def test_tokenizers_alone_opens_the_text_tokenizer(checkpoint_folder):
 
 def test_racm3_json_says_what_is_ours(checkpoint_folder, checkpoint):
     found = json.loads((checkpoint_folder / "racm3.json").read_text())
+    assert {len(digest) for digest in found.pop("parts").values()} == {64}
     assert found == {
         "format_version": 1, "control_tokens": list(CONTROL), "document_stride": 64, "image_offset": 16,
         "vocabulary": {"text_tokens": checkpoint.text_tokenizer.get_vocab_size(), "image_tokens": 24},
     }  # fmt: skip
+
+
+def test_a_part_of_another_checkpoint_is_refused_though_it_has_the_size(folder):
+    weights = next((folder / "image_tokenizer").glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    with pytest.raises(CheckpointError, match="image_tokenizer is not the one that the model was trained with"):
+        Checkpoint.load(folder)
+    description = json.loads((folder / "racm3.json").read_text())
+    del description["parts"]  # as checkpoints had it that were written before
+    (folder / "racm3.json").write_text(json.dumps(description))
+    Checkpoint.load(folder)
 
 
 def test_there_is_no_pickle_in_a_checkpoint(checkpoint_folder):

@@ -168,8 +168,10 @@ def _no_progress_bars() -> Iterator[None]:
 
 
 def write_description(folder: Path, format: DocumentFormat) -> None:
-    """Write `racm3.json`."""
-    description = {"format_version": FORMAT_VERSION, "control_tokens": list(CONTROL), **asdict(format)}
+    """Write `racm3.json`, once the other parts are there: it knows them by their hashes."""
+    description = {
+        "format_version": FORMAT_VERSION, "control_tokens": list(CONTROL), "parts": _hashes(folder), **asdict(format)
+    }  # fmt: skip
     (folder / "racm3.json").write_text(json.dumps(description, indent=2) + "\n")
 
 
@@ -180,7 +182,7 @@ def read_description(folder: Path) -> DocumentFormat:
         raise WeightsNotFound(f"No checkpoint in {folder}: racm3.json is missing.", "Give a folder that racm3 trained.")
     try:
         found: dict[str, Any] = json.loads(path.read_text())
-        version, control = found.pop("format_version"), found.pop("control_tokens")
+        version, control, _ = found.pop("format_version"), found.pop("control_tokens"), found.pop("parts", None)
         if version != FORMAT_VERSION or tuple(control) != CONTROL:
             raise CheckpointError(
                 f"{path} has format version {version}; this racm3 reads {FORMAT_VERSION}.", "Install a matching racm3."
@@ -193,6 +195,12 @@ def read_description(folder: Path) -> DocumentFormat:
         return format
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged: {error}", _COPY_AGAIN) from error
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of the parts that any other of the same size would replace unnoticed."""
+    files = {"tokenizer.json": [folder / "tokenizer.json"], "image_tokenizer": sorted(folder.glob("image_tokenizer/*"))}
+    return {part: hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest() for part, paths in files.items()}
 
 
 def fingerprint(folder: Path) -> str:
@@ -215,6 +223,13 @@ def _check_parts(folder: Path, vocabulary: Vocabulary, model: Any, text: Tokeniz
         "image_tokenizer": (image.codes, vocabulary.image_tokens),
         "model": (model.config.vocab_size, vocabulary.size),
     }
+    known = json.loads((folder / "racm3.json").read_text()).get("parts") or {}
+    for part, digest in _hashes(folder).items():
+        if known.get(part, digest) != digest:
+            raise CheckpointError(
+                f"The parts of {folder} do not belong together: {part} is not the one that the model was trained with.",
+                "Copy the whole checkpoint folder from one training run.",
+            )
     for part, (found, expected) in mismatches.items():
         if found != expected:
             raise CheckpointError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ...document import Document, Image, MaskedImage, MaskedText, Part, Text
 from ...errors import GenerationError, ModalityError
 from ...interfaces import Hit, Request
 from ...options import Options
+from ...retrieval import NotGrounded
 from ...seeds import stream_keys
 from .decoding import Job
 from .document_format import TokenPart, TokenSequence
@@ -130,7 +132,15 @@ class RequestReader:
                 filled.append(self.text_ids(text))
         prompt = Prompt(self.format, asked)
         room = self.room(int(prompt.complete(filled)[0].positions.max()) + 1)
-        return replace(prompt, context=self.groups(request.context, room)[0]), filled
+        context = self.groups(request.context, room)[0]
+        if len(context) < len(request.context):
+            warnings.warn(
+                f"A score rests on {len(context)} of {len(request.context)} documents: "
+                f"'{request.context[len(context)].id}' does not fit the context any more.",
+                NotGrounded,
+                stacklevel=2,
+            )
+        return replace(prompt, context=context), filled
 
     # --- context ------------------------------------------------------------------------------------------------
 
