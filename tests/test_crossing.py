@@ -251,7 +251,7 @@ OUTPUTS = {
     ),
     "a NaN": (FILLED.format("log_probability=float('nan')"), "log-probability that is not a number"),
     "no log-probability": (FILLED.format("log_probability=None"), "log-probability that is not a number"),
-    "a negative count": (FILLED.format("grounded_on=-1"), "says that it saw -1 documents"),
+    "a negative place": (FILLED.format("grounded_on=(-1,)"), "says that it saw the documents (-1,)"),
 }
 
 

@@ -513,7 +513,9 @@ def test_components_can_be_registered_and_used_by_name():
 def test_what_did_not_fit_the_context_is_no_source(tmp_path):
     class Narrow(PaintingGenerator):
         def generate(self, requests, *, options):
-            return [[replace(o, grounded_on=1) for o in made] for made in super().generate(requests, options=options)]
+            return [
+                [replace(o, grounded_on=(0,)) for o in made] for made in super().generate(requests, options=options)
+            ]
 
     with Pipeline(HashingRetriever(), FaissMemory(tmp_path / "m"), TopKSampler(), Narrow()) as pipeline:
         pipeline.add([Document("a red kite", id="kite"), Document("a grey whale", id="whale")])
@@ -525,9 +527,9 @@ def test_what_did_not_fit_the_context_is_no_source(tmp_path):
 def test_where_nothing_fits_the_context_it_is_said(tmp_path):
     class Full(PaintingGenerator):
         def generate(self, requests, *, options):
-            return [[replace(o, grounded_on=0) for o in made] for made in super().generate(requests, options=options)]
+            return [[replace(o, grounded_on=()) for o in made] for made in super().generate(requests, options=options)]
 
     with Pipeline(HashingRetriever(), FaissMemory(tmp_path / "m"), TopKSampler(), Full()) as pipeline:
         pipeline.add([Document("a red kite", id="kite"), Document("a grey whale", id="whale")])
-        with pytest.warns(NotGrounded, match="'kite' alone does not fit"):
+        with pytest.warns(NotGrounded, match="None of the 2 documents fits"):
             assert pipeline.imagine("kite", k=2, seed=0).hits == []

@@ -99,14 +99,14 @@ def _pasted(prompt: Document, output: Output) -> Output:
 def _seen(selection: Selection, outputs: Sequence[Output]) -> Selection:
     """The selection without the documents that did not fit the generator's context: nothing was grounded on those."""
     seen = outputs[0].grounded_on
-    if seen is None or seen >= len(selection.hits):
+    hits = selection.hits
+    if seen is None or len(seen) >= len(hits):
         return selection
-    if seen == 0:
+    if not seen:
         warnings.warn(
-            f"None of the {len(selection.hits)} documents was used: '{selection.hits[0].id}' alone does not fit the "
-            "generator's context. The answer is not grounded.",
+            f"None of the {len(hits)} documents fits the generator's context. The answer is not grounded.",
             NotGrounded,
             stacklevel=5,
         )
-    cut = [Skip(hit, "no room in the generator's context") for hit in selection.hits[seen:]]
-    return Selection(selection.hits[:seen], [*selection.skipped, *cut])
+    cut = [Skip(hit, "no room in the generator's context") for place, hit in enumerate(hits) if place not in seen]
+    return Selection([hit for place, hit in enumerate(hits) if place in seen], [*selection.skipped, *cut])

@@ -183,8 +183,13 @@ def _check_output(generator: object, output: Any, prompt: Document) -> None:
         raise _fault(generator, "changed a text of the prompt")
     if not _number(output.log_probability):
         raise _fault(generator, "gave a log-probability that is not a number")
-    if output.grounded_on is not None and not (isinstance(output.grounded_on, int) and output.grounded_on >= 0):
-        raise _fault(generator, f"says that it saw {output.grounded_on!r} documents")
+    seen = output.grounded_on
+    if seen is not None and not (
+        isinstance(seen, tuple)
+        and all(type(place) is int and place >= 0 for place in seen)
+        and len(set(seen)) == len(seen)
+    ):
+        raise _fault(generator, f"says that it saw the documents {seen!r}, not places in the context")
 
 
 def _finite(value: Any) -> bool:

@@ -111,13 +111,13 @@ class Request:
 class Output:
     """A filled prompt: its document, and the log-probability (nats) of what was filled in, with its token count.
 
-    grounded_on: how many of the request's documents, from the first on, the generator saw; None: all of them.
+    grounded_on: which of the request's documents the generator saw, by their places in its context; None: all of them.
     """
 
     document: Document
     log_probability: float
     tokens: int
-    grounded_on: int | None = None
+    grounded_on: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -354,7 +354,7 @@ class LooksAtNothing(PaintingGenerator):
 @generator_caught_by("documents_are_read_from_hits", "grounded_on")
 class SawMoreThanThereWas(Changing):
     def changed(self, output):
-        return replace(output, grounded_on=99)
+        return replace(output, grounded_on=(99,))
 
 
 @generator_caught_by("a_score_covers_what_was_blank", "number of parts")

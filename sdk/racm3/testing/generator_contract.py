@@ -158,7 +158,7 @@ class GeneratorContract(Contract):
         for context, group in zip((by_hand, lazy), made, strict=True):
             for output in group[0]:
                 seen = output.grounded_on
-                known = seen is None or (isinstance(seen, int) and 0 <= seen <= len(context))
+                known = seen is None or (isinstance(seen, tuple) and set(seen) <= set(range(len(context))))
                 expect(known, f"grounded_on is {seen!r} for {len(context)} documents")
 
     # Scoring

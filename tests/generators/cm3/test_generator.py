@@ -390,7 +390,7 @@ def test_targets_must_belong_to_their_prompts(generator, pictures):
             generator.score([Request(TO_IMAGE)], [target])
 
 
-def test_an_output_says_how_many_documents_it_was_grounded_on(generator):
+def test_a_document_longer_than_the_context_does_not_shut_out_the_others(generator):
     short, long = Hit(Document("a kite")), Hit(Document("kite " * 5000))
-    request = Request(Document(["a whale", Blank("image")]), [short, long, short])
-    assert [o.grounded_on for o in generator.generate([request], options=Options(n=2))[0]] == [1, 1]
+    request = Request(Document(["a whale", Blank("image")]), [long, short, long, short])
+    assert [o.grounded_on for o in generator.generate([request], options=Options(n=2))[0]] == [(1, 3), (1, 3)]

@@ -118,7 +118,8 @@ class Cm3Generator(Generator):
     def generate(self, requests: Sequence[Request], *, options: Options | None = None) -> list[list[Output]]:
         """`options.n` filled documents for each request; see `Generator.generate`.
 
-        A context that does not fit is cut by whole documents, least relevant first, with a warning in the log.
+        A context that does not fit is cut by whole documents, least relevant first, with a warning in the log; a document
+        that is longer than all the room is left out alone.
         """
         options, loaded = options or Options(), self._ready()
         jobs, seen = loaded.reader.jobs(requests, options)
@@ -160,17 +161,17 @@ class Cm3Generator(Generator):
     # --- tokens to documents ------------------------------------------------------------------------------------
 
     def _outputs(
-        self, requests: Sequence[Request], rows: Sequence[Sequence[Row]], seen: Sequence[int]
+        self, requests: Sequence[Request], rows: Sequence[Sequence[Row]], seen: Sequence[tuple[int, ...]]
     ) -> list[list[Output]]:
         pictures = self._paint(
             [self._codes(row, part) for group in rows for row in group for part in _drawn(row, "image")]
         )
         return [
             [
-                Output(self._document(request.prompt, row, pictures), row.log_probability, row.tokens, count)
+                Output(self._document(request.prompt, row, pictures), row.log_probability, row.tokens, own)
                 for row in group
             ]
-            for request, group, count in zip(requests, rows, seen, strict=True)
+            for request, group, own in zip(requests, rows, seen, strict=True)
         ]
 
     def _codes(self, row: Row, part: int) -> tuple[int, ...]:

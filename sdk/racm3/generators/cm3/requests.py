@@ -80,26 +80,26 @@ class RequestReader:
 
     # --- prompts ------------------------------------------------------------------------------------------------
 
-    def jobs(self, requests: Sequence[Request], options: Options) -> tuple[list[Job], list[int]]:
-        """A job for each request, and how many of its documents it sees."""
+    def jobs(self, requests: Sequence[Request], options: Options) -> tuple[list[Job], list[tuple[int, ...]]]:
+        """A job for each request, and which of its documents it sees."""
         keys = stream_keys([request.prompt for request in requests])
         made = [self._job(request, options, key) for request, key in zip(requests, keys, strict=True)]
         return [job for job, _ in made], [seen for _, seen in made]
 
-    def _job(self, request: Request, options: Options, key: tuple[int, ...]) -> tuple[Job, int]:
+    def _job(self, request: Request, options: Options, key: tuple[int, ...]) -> tuple[Job, tuple[int, ...]]:
         if not request.prompt.blanks:
             raise GenerationError(
                 "The prompt has no blank to fill.", "Add Blank('image') or Blank('text') where something is wanted."
             )
         prompt = Prompt(self.format, self.parts(request.prompt))
         room = self.room(prompt.extent(options.max_text_tokens))
-        groups = self.groups(request.context, room, options.group_size)
+        groups, seen = self.groups(request.context, room, options.group_size)
         streams = [replace(prompt, context=context) for context in groups]
         guided = options.guidance != 1 or options.decoding != "sample"
         hidden = unprompted(prompt) if guided else []
         if hidden:
             streams += [stream.hiding(hidden) for stream in streams]
-        return Job(streams, bool(hidden), key), sum(len(context) for context in groups)
+        return Job(streams, bool(hidden), key), seen
 
     def scored(self, request: Request, target: Document) -> tuple[Prompt, list[list[int]]]:
         """A prompt behind its context, and the ids that a target has in its blanks; all parts, if the prompt has none."""
@@ -132,11 +132,11 @@ class RequestReader:
                 filled.append(self.text_ids(text))
         prompt = Prompt(self.format, asked)
         room = self.room(int(prompt.complete(filled)[0].positions.max()) + 1)
-        context = self.groups(request.context, room)[0]
-        if len(context) < len(request.context):
+        (context,), seen = self.groups(request.context, room)
+        if len(seen) < len(request.context):
+            left_out = next(hit.id for number, hit in enumerate(request.context) if number not in seen)
             warnings.warn(
-                f"A score rests on {len(context)} of {len(request.context)} documents: "
-                f"'{request.context[len(context)].id}' does not fit the context any more.",
+                f"A score rests on {len(seen)} of {len(request.context)} documents: '{left_out}' does not fit the context.",
                 NotGrounded,
                 stacklevel=2,
             )
@@ -154,29 +154,37 @@ class RequestReader:
             )
         return (limit - extent) // self.format.document_stride * self.format.document_stride
 
-    def groups(self, hits: Sequence[Hit], room: int, size: int | None = None) -> list[list[TokenSequence]]:
-        """The documents as token sequences, in groups of `size` that each fit; at least one group, which may be empty.
+    def groups(
+        self, hits: Sequence[Hit], room: int, size: int | None = None
+    ) -> tuple[list[list[TokenSequence]], tuple[int, ...]]:
+        """The documents as token sequences, in groups of `size` that each fit, and which of them these are.
 
-        In a group the most relevant comes last, nearest to the prompt. size None: one group. What does not fit is left
-        out from the first such document on.
+        At least one group, which may be empty. In a group the most relevant comes last, nearest to the prompt. size None:
+        one group. A document that is longer than the room is left out, and so are all from the first on that finds no
+        room behind the others.
         """
         groups: list[list[list[PromptPart]]] = [[]]
+        seen: list[int] = []
         stride, end = self.format.document_stride, 0
         for number, hit in enumerate(hits):
             parts = self.parts(hit.document)
             if any(part.blanks for part in parts):
                 raise ModalityError(f"The context document '{hit.id}' has a blank.", "Only prompts may have blanks.")
             length = int(self.format.write(parts).positions.max()) + 1
+            if length > room:
+                logger.warning("'%s' is left out: it is longer than the context", hit.id)
+                continue
             after = -(-end // stride) * stride + length
             if size is not None and groups[-1] and (after > room or len(groups[-1]) == size):
                 groups.append([])
                 after = length
             if after > room:
-                logger.warning("the context is cut to %d of %d documents: no more fit", number, len(hits))
+                logger.warning("the context is cut to %d of %d documents: no more fit", len(seen), len(hits))
                 break
             groups[-1].append(parts)
+            seen.append(number)
             end = after
-        return [self._written(group) for group in groups if group or len(groups) == 1]
+        return [self._written(group) for group in groups if group or len(groups) == 1], tuple(seen)
 
     def _written(self, group: Sequence[Sequence[TokenPart]]) -> list[TokenSequence]:
         sequences: list[TokenSequence] = []
