@@ -280,9 +280,9 @@ def test_a_read_only_memory_ships_in_a_package(tmp_path, rng):
             memory.export_read_only(folder)
     assert sorted(path.name for path in folder.iterdir()) == ["memory.db"]
     assert sorted(path.name.split("-")[0] for path in (tmp_path / "fast").iterdir()) == [
-        "index",
         "index.json",
         "memory.db",
+        "vectors",
     ]
     for place in (folder, tmp_path / "fast"):
         before = {path: path.read_bytes() for path in place.iterdir()}

@@ -1,7 +1,8 @@
 """Memories of every format that was ever released open for ever. What is in golden/ is never made anew.
 
 format-2: DOCUMENTS and two more, in float32 and, from the fourth on, in float16; then "gone" was deleted, and "replaced"
-replaced, so that there are gaps in the numbers; with the snapshot of its index. export-1: the same, as shards.
+replaced, so that there are gaps in the numbers; with the snapshot of its index, one whole. format-2-segments: the same, its
+snapshot being in segments. export-1: the same, as shards.
 """
 
 from __future__ import annotations

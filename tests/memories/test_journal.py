@@ -283,8 +283,12 @@ def test_a_forked_process_is_told_to_open_its_own(folder):
 # The snapshot
 
 
+def snapshot_of(folder):
+    return [path for path in folder.iterdir() if path.name.startswith(("index", "vectors"))]
+
+
 def index_file(folder):
-    (found,) = folder.glob("index-*.faiss")
+    (found,) = folder.glob("vectors-*.rows")
     return found
 
 
@@ -318,7 +322,7 @@ def header(folder, **changes):
         lambda folder: header(folder, last_seq=1000),
         lambda folder: header(folder, last_seq=10),
         lambda folder: header(folder, generation=7),
-        lambda folder: header(folder, file=f"../{index_file(folder).name}"),
+        lambda folder: header(folder, segments=[{"file": "memory.db", "rows": 20, "sha256": ""}]),
         lambda folder: header(folder, last_seq="20"),
     ],
 )
@@ -326,19 +330,19 @@ def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, dama
     damage(folder)
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
-    assert snapshot.load(folder, DIM, None) is not None  # and closing mended it
+    assert snapshot.load(folder, DIM) is not None  # and closing mended it
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
 
 
 def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path):
-    old = {path.name: path.read_bytes() for path in folder.glob("index*")}
+    old = {path.name: path.read_bytes() for path in snapshot_of(folder)}
     with FaissMemory(folder) as memory:
         memory.delete(["d0", "d1"])
         memory.add(texts(10, start=50), unit(7, 10))
         memory.add([Document("replaced", id="d2")], unit(8, 1), on_duplicate="replace")
         now = answer(memory)
-    for path in folder.glob("index*"):
+    for path in snapshot_of(folder):
         path.unlink()
     for name, data in old.items():
         (folder / name).write_bytes(data)
@@ -346,8 +350,8 @@ def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path)
         assert answer(memory) == now
         assert memory.search(unit(8, 1), k=1)[0][0].document.text == "replaced"
         memory.flush()
-        assert len(list(folder.glob("index*"))) == 2
-        assert snapshot.load(folder, DIM, None).live.tolist() == [*range(4, 21), *range(21, 32)]
+        assert len(snapshot_of(folder)) == 2
+        assert snapshot.load(folder, DIM).live.tolist() == [*range(4, 21), *range(21, 32)]
 
 
 def test_the_snapshot_is_written_when_flushed_and_not_at_every_addition(tmp_path):
@@ -355,7 +359,7 @@ def test_the_snapshot_is_written_when_flushed_and_not_at_every_addition(tmp_path
         memory.bind(ENCODER)
         memory.add(texts(3), unit(0, 3))
         answer(memory)
-        assert not list(tmp_path.glob("index*"))
+        assert not snapshot_of(tmp_path)
         memory.flush()
         assert snapshot.saved_state(tmp_path) == (3, 0)
 

@@ -84,15 +84,15 @@ def test_each_table_is_checked(folder, statement, problem):
 
 
 def test_a_snapshot_that_differs_is_told(folder):
-    (path,) = folder.glob("index-*.faiss")
+    (path,) = folder.glob("vectors-*.rows")
     data = bytearray(path.read_bytes())
     data[-3] ^= 1
     path.write_bytes(data)
     with FaissMemory(folder, read_only=True) as memory:
-        assert memory.verify() == ["The snapshot of the index is damaged; it is built anew when it is needed."]
+        assert memory.verify() == ["The snapshot of the index is damaged; compacting the memory builds it anew."]
 
 
-@pytest.mark.parametrize("name", ["memory.db", "index-*.faiss", "index.json"])
+@pytest.mark.parametrize("name", ["memory.db", "vectors-*.rows", "index.json"])
 def test_a_flipped_bit_is_found_or_changes_nothing(folder, name):
     """Bits that mean nothing (room that no row uses, counters of SQLite) may flip; what is read then is as it was."""
     with FaissMemory(folder) as memory:

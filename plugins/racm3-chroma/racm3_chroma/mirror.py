@@ -65,7 +65,7 @@ class Mirror:
         """The k nearest of each query, best first, ties by id. allowed: only these keys. excluded: ids and hashes."""
         pool = None
         if allowed is not None:
-            pool = np.sort(np.array([self._numbers[key] for key in allowed if key in self._numbers], dtype=np.int64))
+            pool = np.isin(self._index.seqs, [self._numbers[key] for key in allowed if key in self._numbers])
         without = [
             np.array(sorted(set().union(*(self._named.get(name, ()) for name in names))), dtype=np.int64)
             for names in excluded

@@ -1,27 +1,27 @@
 """Indexes that answer without looking at every vector, by name: for memories too large to scan.
 
 name        finds                                             takes, of a vector of width 512
-exact       the nearest, always                               2,048 bytes
+exact       the nearest, always                               1,024 bytes, mapped from its file
 hnsw        nearly all of them; slow to build                 2,300 bytes
-ivf         nearly all of them, one sixteenth being scanned   2,060 bytes
-ivf-pq      the same, over compressed vectors                 70 bytes
+ivf         nearly all of them, one sixteenth being scanned   1,030 bytes
+ivf-pq      the same, over compressed vectors                 72 bytes
 
-Whatever an index finds is scored again by the vectors in the database, so that scores are exact and ties come in order.
-A filter is applied before the top-k: then hnsw and ivf look at everything that it lets through, and are exact; ivf-pq does
-the same over compressed vectors. Any other name is a FAISS factory string, such as "IVF1024,SQ8". Of it only searches
-without a filter are quick; with one, the vectors are read from the database.
+Whatever an index finds is scored again by the vectors as they were given, so that scores are exact and ties come in order.
+With a filter all of them are exact: the vectors that it lets through are scanned. Any other name is a FAISS factory
+string, such as "IVF1024,SQ8".
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import MemoryStoreError, nearest
-from .index import SCAN, VectorIndex, bitmap
+from .index import VectorIndex
+from .segment import ROWS
 
 if TYPE_CHECKING:
     import faiss
@@ -33,10 +33,8 @@ SAMPLE = 64  # vectors for each cell that training looks at
 NEIGHBOURS = 32  # of a node in the graph of hnsw
 WIDTH = 128  # candidates that a search of the graph keeps
 PROBED = 16  # one of so many cells is scanned, and at least as many
-READ = 512  # up to so many vectors are all read from the database
 OVERFETCH = 10  # how many times more than wanted is scored again
-
-Read: TypeAlias = Callable[[np.ndarray], np.ndarray]  # seqs int64 [n] -> the database's vectors float32 [n, dim]
+MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
 
 def check_name(name: str, dim: int) -> None:
@@ -58,19 +56,28 @@ def chosen(name: str, documents: int) -> str:
     return ("exact" if documents <= AUTO else "ivf") if name == "auto" else name
 
 
-def new_index(name: str, dim: int, seqs: np.ndarray, read: Read) -> VectorIndex:
-    """An empty index by name, trained where it has to be, for the documents of a memory (int64, ascending)."""
-    check_name(name, dim)
-    kind = chosen(name, len(seqs))
-    if kind == "exact":
-        return VectorIndex(dim)
-    import faiss
+def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | None = None) -> VectorIndex:
+    """The index by a name for the documents of another one, as far as that is: trained where it has to be, and filled.
 
-    made, sampled = _made(kind, dim, len(seqs))
+    progress: called with the number of documents that are in it.
+    """
+    check_name(name, index.dim)
+    kind = chosen(name, len(index.seqs) - index.dead)
+    if kind == index.kind == "exact":
+        return index
+    index = index.compacted()
+    if kind == "exact":
+        return index.over(index.segments)
+    made, sampled = _made(kind, index.dim, len(index.seqs))
     if not made.is_trained:
         rng = np.random.default_rng(0)
-        made.train(read(np.sort(rng.choice(seqs, size=min(len(seqs), sampled), replace=False))))
-    return ApproximateIndex(kind, dim, read, faiss.IndexIDMap(made))
+        made.train(index.vectors(np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))))
+    for segment in index.segments:
+        for start in range(0, len(segment), ROWS):
+            made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
+            if progress is not None:
+                progress(made.ntotal)
+    return ApproximateIndex(kind, index, made)
 
 
 def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
@@ -83,71 +90,58 @@ def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
         return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
     cells = max(1, min(int(4 * math.sqrt(documents)), documents // 39))  # k-means wants 39 of each
     if kind == "ivf":
-        return faiss.index_factory(dim, f"IVF{cells},Flat", faiss.METRIC_INNER_PRODUCT), SAMPLE * cells
+        return faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT), SAMPLE * cells
     pieces = next(pieces for pieces in range(max(1, dim // 8), 0, -1) if dim % pieces == 0)
     return faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT), max(SAMPLE * cells, 2**14)
 
 
 class ApproximateIndex(VectorIndex):
-    """An index that finds candidates; `vectors` are the database's, so that what it finds is scored exactly."""
+    """An index of FAISS that finds candidates, beside the vectors, by which what it finds is scored exactly.
 
-    def __init__(self, kind: str, dim: int, read: Read, index: faiss.IndexIDMap) -> None:
-        super().__init__(dim, index)
-        self.kind, self._read = kind, read
+    index: the exact one that it is made of; faiss: over the same documents, its labels being the rows.
+    """
 
-    def compacted(self) -> VectorIndex:
-        """The same index without its tombstones, where these are many; a few do no harm, and building takes long."""
-        if self.dead * 4 <= len(self.live):
-            return self
-        index = new_index(self.kind, self.dim, self.live, self._read)
-        for start in range(0, len(self.live), SCAN):
-            seqs = self.live[start : start + SCAN]
-            index.append(seqs, self.vectors(seqs))
-        index.last_seq, index.generation = self.last_seq, self.generation
-        return index
+    def __init__(self, kind: str, index: VectorIndex, faiss: faiss.Index) -> None:
+        super().__init__(index.dim, index.segments)
+        self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
+        self.kind, self.faiss = kind, faiss
 
-    def vectors(self, seqs: np.ndarray) -> np.ndarray:
-        return self._read(seqs) if len(seqs) else np.empty((0, self.dim), dtype=np.float32)
+    def append(self, seqs: np.ndarray, vectors: np.ndarray) -> None:
+        super().append(seqs, vectors)
+        self.faiss.add(vectors)
 
-    @property
-    def _scanned(self) -> int:
-        return READ
+    def _find(
+        self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        fetch = self._fetch(k) + max(map(len, excluded))
+        if fetch > MAX_FETCH:
+            yield from self._scan(queries, k, wanted, excluded)
+            return
+        there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
+        _, labels = self.faiss.search(queries, min(fetch, len(self.seqs)), params=self._parameters(fetch, wanted))
+        for query, rows, gone in zip(queries, labels, excluded, strict=True):
+            near = rows >= 0
+            if len(gone):
+                near &= ~np.isin(rows, gone)
+            if wanted is not None:
+                near &= wanted[rows]
+            rows = rows[near]
+            if len(rows) < min(k, there - len(gone)):  # it did not look far enough
+                yield from self._scan(query[None], k, wanted, [gone])
+            else:
+                yield self._best(query, rows, k)
 
     def _fetch(self, k: int) -> int:
-        return max(OVERFETCH * k, WIDTH)
+        """How many candidates to ask for. Where scores are as good as exact, a few more than k leave room for ties."""
+        return k + 16 if self.kind in ("hnsw", "ivf") else max(OVERFETCH * k, WIDTH)
 
-    def _settled(self, scores: np.ndarray, k: int, last: float) -> bool:
-        return True
-
-    @property
-    def _doubt(self) -> float:
-        return self._slack if self.kind in ("hnsw", "ivf") else math.inf
-
-    def _candidates(
-        self, queries: np.ndarray, fetch: int, pool: np.ndarray, *, filtered: bool
-    ) -> tuple[np.ndarray, np.ndarray] | None:
+    def _parameters(self, fetch: int, wanted: np.ndarray | None) -> Any:
         import faiss
 
-        inner: Any = faiss.downcast_index(self.index.index)
-        parameters: Any = None
-        if self.kind == "hnsw" and filtered:
-            # A graph loses what cannot be reached through what the filter lets through; beneath it all vectors lie flat.
-            only = faiss.SearchParameters(sel=bitmap(np.searchsorted(self._rows, pool), len(self._rows)))  # type: ignore[call-arg]
-            scores, rows = faiss.downcast_index(inner.storage).search(queries, fetch, params=only)
-            return scores, np.where(rows >= 0, self._rows[rows], -1)
+        only = None if wanted is None else faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))  # type: ignore[call-arg, arg-type]
         if self.kind == "hnsw":
-            width = max(WIDTH, fetch)
-            parameters = faiss.SearchParametersHNSW(sel=self._only(pool), efSearch=width)  # type: ignore[attr-defined]
-        elif self.kind in ("ivf", "ivf-pq"):
-            probed = inner.nlist if filtered else max(PROBED, inner.nlist // PROBED)
-            parameters = faiss.SearchParametersIVF(sel=self._only(pool), nprobe=probed)  # type: ignore[call-arg]
-        elif filtered:
-            return None
-        scores, labels = self.index.search(queries, fetch, params=parameters)
-        if parameters is None and self.dead:  # not every kind takes a selector
-            labels = np.where(self._are_live(labels), labels, -1)
-        return scores, labels
-
-    def _are_live(self, labels: np.ndarray) -> np.ndarray:
-        rows = np.minimum(np.searchsorted(self.live, labels), len(self.live) - 1)
-        return self.live[rows] == labels
+            return faiss.SearchParametersHNSW(sel=only, efSearch=max(WIDTH, fetch))  # type: ignore[attr-defined]
+        if self.kind in ("ivf", "ivf-pq"):
+            cells = faiss.downcast_index(self.faiss).nlist  # type: ignore[attr-defined]
+            return faiss.SearchParametersIVF(sel=only, nprobe=max(PROBED, cells // PROBED))  # type: ignore[call-arg]
+        return None  # not every kind takes a selector

@@ -65,6 +65,7 @@ class Database:
 
     def __init__(self, path: Path | None, *, read_only: bool = False, durable: bool = True) -> None:
         self.path, self.read_only, self.durable = path, read_only, durable
+        self.place = "The memory" if path is None else f"The memory at {path.parent}"
         self.shipped = False  # whether it is as `copy_to` wrote it, and nobody has changed it since
         self._claim: Claim | None = None
         self._lock = threading.RLock()
@@ -78,10 +79,6 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
-
-    @property
-    def place(self) -> str:
-        return "The memory" if self.path is None else f"The memory at {self.path.parent}"
 
     def _connect(self) -> sqlite3.Connection:
         place, uri = (":memory:" if self.path is None else str(self.path)), False

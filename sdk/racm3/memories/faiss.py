@@ -26,7 +26,7 @@ from ..errors import (
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
-from .approximate import NAMES, check_name, chosen, new_index
+from .approximate import NAMES, check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
 from .durable import make_folder, part_of
@@ -37,6 +37,7 @@ from .verify import disagreements, problems
 from .where import parse
 
 STREAMED = 32  # documents, with their images, that items() holds at a time
+HELD = 65_536  # new vectors held in memory before they are written, where an index can be
 
 logger = logging.getLogger("racm3.memories")
 
@@ -148,27 +149,25 @@ class FaissMemory(MemoryStore):
         condition = None if where is None else parse(where)
         check_count("k", k, "hits")
         with self._journal.reading():
-            encoder = self._journal.encoder()
-            queries = unit_vectors(vectors, encoder.dim if encoder else None)
-            names = exclusions(exclude, len(queries))
             index = self._caught_up()
+            queries = unit_vectors(vectors, None if index is None else index.dim)
+            left_out = exclusions(exclude, len(queries))
             if index is None or k == 0:
                 return [[] for _ in queries]
-            allowed = None if condition is None else self._journal.seqs_matching(condition)
-            excluded = [np.fromiter(self._journal.seqs_named(given), dtype=np.int64) for given in names]
-            found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
-            ids = self._journal.ids({seq for _, seqs in found for seq in seqs.tolist()})
-            ranked = []
-            for scores, seqs in found:
-                pairs = zip(scores.tolist(), seqs.tolist(), strict=True)
-                ranked.append(sorted(((-score, ids[seq], seq) for score, seq in pairs))[:k])
-            hashes = self._journal.hashes({seq for best in ranked for _, _, seq in best})
+            allowed = None if condition is None else index.matching(condition, self._journal.seqs_having)
+            excluded = [self._journal.seqs_named(names) for names in left_out]
+            found = [
+                (scores.tolist(), seqs.tolist())
+                for scores, seqs in index.nearest(queries, k, allowed=allowed, excluded=excluded)
+            ]
+            named = self._journal.names({seq for _, seqs in found for seq in seqs})
             answer = []
-            for best in ranked:
+            for scores, seqs in found:
+                best = sorted((-score, named[seq][0], seq) for score, seq in zip(scores, seqs, strict=True))[:k]
                 rows = index.vectors(np.array([seq for _, _, seq in best], dtype=np.int64))
                 answer.append(
                     [
-                        Hit(id=id, score=-negative, vector=row, hashes=hashes.get(seq, ()), load=self._loader(seq, id))
+                        Hit(id=id, score=-negative, vector=row, hashes=named[seq][1], load=self._loader(seq, id))
                         for (negative, id, seq), row in zip(best, rows, strict=True)
                     ]
                 )
@@ -208,11 +207,13 @@ class FaissMemory(MemoryStore):
             index = self._caught_up()
             if index is None:
                 return []
-            pool = index.live if condition is None else self._journal.seqs_matching(condition)
+            pool = index.live
+            if condition is not None:
+                pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
             seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            ids, hashes = self._journal.ids(seqs), self._journal.hashes(seqs)
+            named = self._journal.names(seqs.tolist())
             return [
-                Hit(id=ids[seq], vector=row, hashes=hashes.get(seq, ()), load=self._loader(seq, ids[seq]))
+                Hit(id=named[seq][0], vector=row, hashes=named[seq][1], load=self._loader(seq, named[seq][0]))
                 for seq, row in zip(seqs.tolist(), index.vectors(seqs), strict=True)
             ]
 
@@ -241,9 +242,8 @@ class FaissMemory(MemoryStore):
             index = self._caught_up()
             if index is not None and index.last_seq:
                 if index.kind != chosen(self._journal.index_name(), len(index.live)):  # it has grown into its name
-                    index = self._built(index.dim)
-                self._index = index.compacted()
-                snapshot.save(self._index, self._folder)
+                    index = self._named(index)
+                self._index = snapshot.save(index, self._folder)
         self._stale = False
 
     def close(self) -> None:
@@ -278,7 +278,7 @@ class FaissMemory(MemoryStore):
             with self._journal.reading():
                 found.extend(problems(self._journal, progress))
                 if self._folder is not None and snapshot.damaged(self._folder):
-                    found.append("The snapshot of the index is damaged; it is built anew when it is needed.")
+                    found.append("The snapshot of the index is damaged; compacting the memory builds it anew.")
                 elif not found and (index := self._caught_up()) is not None:
                     found.extend(disagreements(self._journal, index))
         except MemoryStoreError as error:
@@ -293,7 +293,12 @@ class FaissMemory(MemoryStore):
             self._journal.purge()
         self._journal.vacuum()
         if self._folder is not None and snapshot.saved_state(self._folder) is not None:
-            self.flush()
+            with self._journal.reading():
+                encoder, damaged = self._journal.encoder(), snapshot.damaged(self._folder)
+                if encoder is not None:
+                    index = self._built(encoder.dim) if damaged else self._caught_up()
+                    assert index is not None
+                    self._index = snapshot.save(index, self._folder)
 
     def reindex(self, index: str, progress: Progress | None = None) -> None:
         """Make another kind of index, and keep it: "exact", "hnsw", "ivf", "ivf-pq", "auto", or a FAISS factory string;
@@ -309,9 +314,11 @@ class FaissMemory(MemoryStore):
         with self._journal.writing():
             self._journal.set_index_name(index)
         with self._journal.reading():
-            self._index = self._built(encoder.dim, progress)
+            current = self._caught_up()
+            assert current is not None
+            self._index = self._named(current, progress)
             if self._folder is not None:
-                snapshot.save(self._index, self._folder)
+                self._index = snapshot.save(self._index, self._folder)
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
         """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.
@@ -338,57 +345,66 @@ class FaissMemory(MemoryStore):
 
     def _caught_up(self) -> VectorIndex | None:
         """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""
-        journal, encoder, state = self._journal, self._journal.encoder(), self._journal.state()
+        journal, index, state = self._journal, self._index, self._journal.state()
+        if index is not None and (index.last_seq, index.generation) == state:
+            return index
+        encoder = journal.encoder()
         if encoder is None:
             return None
-        index = self._index
         if index is None and self._folder is not None:
-            index = snapshot.load(self._folder, encoder.dim, self._vectors)
-            if index is None and not self.read_only and not journal.shipped:
+            index = snapshot.load(self._folder, encoder.dim)
+            if index is None and self._keeps:
                 snapshot.discard(self._folder)
                 self._stale = True
         if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
-            index = self._built(encoder.dim)
-        self._index = index
+            self._index = self._built(encoder.dim)
+            return self._index
         if index.generation != state.generation:
             index.keep(journal.seqs())
             index.generation = state.generation
         self._take_in(index, state)
+        self._index = index
         return index
 
+    @property
+    def _keeps(self) -> bool:
+        """Whether an index may be written beside the database."""
+        return self._folder is not None and not self.read_only and not self._journal.shipped
+
     def _built(self, dim: int, progress: Progress | None = None) -> VectorIndex:
-        """The index that the memory is to have, made anew; inside a transaction."""
-        state, seqs, name = self._journal.state(), self._journal.seqs(), self._journal.index_name()
+        """The index that the memory is to have, made anew from the journal; inside a transaction."""
+        state, index = self._journal.state(), VectorIndex(dim)
+        index.generation = state.generation
+        self._take_in(index, state, progress)
+        return self._named(index)
+
+    def _named(self, index: VectorIndex, progress: Progress | None = None) -> VectorIndex:
+        """The index of the kind that the memory is to have, over the vectors of another one."""
+        name, total = self._journal.index_name(), len(index.live)
+        told = None if progress is None else lambda done: progress(done, total, "index")
         try:
-            index = new_index(name, dim, seqs, self._vectors)
+            made = made_of(index, name, told)
         except MemoryStoreError as error:
             if name in NAMES:
                 raise
             logger.warning("%s An exact one is made.", error.message)
-            index = VectorIndex(dim)
-        index.generation = state.generation
-        self._take_in(index, state, progress)
-        return index
+            made = made_of(index, "exact")
+        if told is not None:
+            told(total)
+        return made
 
     def _take_in(self, index: VectorIndex, state: State, progress: Progress | None = None) -> None:
-        journal, total = self._journal, 0 if progress is None else self._journal.count()
+        journal, fresh = self._journal, 0
         while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
             for row in rows:
                 row.verify()
             seqs = np.array([row.seq for row in rows], dtype=np.int64)
             index.append(seqs, vectors_of(rows, index.dim))
-            if progress is not None:
-                progress(len(index.live), total, "index")
+            fresh += len(rows)
+            if fresh >= HELD and self._folder is not None and self._keeps:
+                snapshot.spill(index, self._folder)
+                fresh = 0
         index.last_seq = state.last_seq
-
-    def _vectors(self, seqs: np.ndarray) -> np.ndarray:
-        """Vectors from the database: float32 [n, dim]; inside a transaction."""
-        rows = {row.seq: row for row in self._journal.rows_of(seqs)}
-        for row in rows.values():
-            row.verify()
-        encoder = self._journal.encoder()
-        assert encoder is not None
-        return vectors_of([rows[seq] for seq in seqs.tolist()], encoder.dim)
 
     def _loader(self, seq: int, id: str) -> Callable[[], Document]:
         def load() -> Document:
@@ -404,5 +420,5 @@ def _add_snapshot(folder: Path) -> None:
     """Write the index of an exported memory beside it."""
     with FaissMemory(folder, read_only=True) as memory, memory._journal.reading():
         index = memory._caught_up()
-        if index is not None:
+        if index is not None and index.last_seq:
             snapshot.save(index, folder)

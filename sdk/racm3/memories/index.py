@@ -1,72 +1,112 @@
-"""The rebuildable part of a memory: a FAISS index over the vectors, exact by inner product.
+"""The rebuildable part of a memory: the vectors of its documents, and an exact search of them by inner product.
 
-Labels are the journal's sequence numbers. Removed documents stay as tombstones until `compacted()`.
+Documents go by the journal's sequence numbers. Removed ones stay as tombstones until `compacted()`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    import faiss
+from . import scan
+from .segment import Part, Segment, joined
+from .where import Condition, Having, evaluate
 
-SCAN = 4096  # up to so many candidates a plain product is quicker than a selector
-MAX_FETCH = 2048  # beyond so many results per query a plain scan is quicker than FAISS's heap
-BLOCK = 1024  # queries at a time
-CELLS = 2**24  # scores held at a time in a scan
+SCAN = 4096  # up to so many candidates a plain product is quickest
+QUERIES = 1024  # at a time
+FILTERS = 16  # of which the documents are remembered, in a byte a document each
+
+Ask: TypeAlias = Callable[[Having, int], np.ndarray]  # the numbers above one of the documents that have a value
 
 
 class VectorIndex:
-    """Vectors by sequence number, as far as (`last_seq`, `generation`) of the journal."""
+    """Vectors by sequence number, as far as (`last_seq`, `generation`) of the journal.
+
+    segments: the vectors; what is added becomes the last of them. seqs: their numbers, int64 [rows], ascending.
+    """
 
     kind = "exact"
 
-    def __init__(self, dim: int, index: faiss.IndexIDMap | None = None) -> None:
-        import faiss
-
-        self.dim = dim
-        self.index = index if index is not None else faiss.IndexIDMap(faiss.IndexFlatIP(dim))
+    def __init__(self, dim: int, segments: Sequence[Segment] = ()) -> None:
+        self.dim, self.segments = dim, list(segments)
+        self.seqs: np.ndarray = np.concatenate([np.empty(0, np.int64), *(segment.seqs for segment in segments)])
         self.last_seq = self.generation = 0
-        self._rows: np.ndarray = faiss.vector_to_array(self.index.id_map).astype(np.int64)  # [rows], ascending
-        self.live = self._rows  # [m], ascending: what has not been removed
+        self._alive: np.ndarray | None = None  # bool [rows], where there are tombstones
+        self._filters: dict[Having, np.ndarray] = {}  # bool [rows], as many as there were when it was asked last
 
     @property
     def dead(self) -> int:
         """How many tombstones there are."""
-        return len(self._rows) - len(self.live)
+        return 0 if self._alive is None else len(self._alive) - int(np.count_nonzero(self._alive))
+
+    @property
+    def live(self) -> np.ndarray:
+        """The numbers that have not been removed: int64 [m], ascending."""
+        return self.seqs if self._alive is None else self.seqs[self._alive]
+
+    @property
+    def parts(self) -> list[Part]:
+        """The segments, with what is alive in each."""
+        if self._alive is None:
+            return [(segment, None) for segment in self.segments]
+        ends = np.cumsum([len(segment) for segment in self.segments])
+        return list(zip(self.segments, np.split(self._alive, ends[:-1]), strict=True))
 
     def append(self, seqs: np.ndarray, vectors: np.ndarray) -> None:
         """Take in new documents: seqs int64 [n], ascending and above all others; vectors float32 [n, dim]."""
-        self.index.add_with_ids(vectors, seqs)
-        self._rows = np.concatenate([self._rows, seqs])
-        self.live = np.concatenate([self.live, seqs])
+        self.segments.append(Segment(seqs, vectors))
+        # In memory each is larger than the next: so there are few of them, and few copies are made.
+        while len(self.segments) > 1 and self.segments[-2].path is None and _alike(*self.segments[-2:]):
+            self.segments[-2:] = [joined([(segment, None) for segment in self.segments[-2:]])]
+        self.seqs = np.concatenate([self.seqs, seqs])
+        if self._alive is not None:
+            self._alive = np.concatenate([self._alive, np.ones(len(seqs), dtype=bool)])
         self.last_seq = int(seqs[-1])
 
     def keep(self, seqs: np.ndarray) -> None:
         """Forget all documents but these (int64, ascending)."""
-        self.live = np.intersect1d(self.live, seqs, assume_unique=True)
+        alive = np.isin(self.seqs, seqs, assume_unique=True)
+        self._alive = None if alive.all() else alive
+
+    def remove(self, seqs: np.ndarray) -> None:
+        """Forget these documents (int64)."""
+        rows = self._rows_of(seqs)
+        if len(rows):
+            self._alive = np.ones(len(self.seqs), dtype=bool) if self._alive is None else self._alive
+            self._alive[rows] = False
 
     def compacted(self) -> VectorIndex:
         """The same index without its tombstones."""
-        if not self.dead:
-            return self
-        index = VectorIndex(self.dim)
-        for start in range(0, len(self.live), SCAN):
-            seqs = self.live[start : start + SCAN]
-            index.append(seqs, self.vectors(seqs))
+        return self.over([joined(self.parts)]) if self.dead else self
+
+    def over(self, segments: Sequence[Segment]) -> VectorIndex:
+        """An index as far as this one, over other segments of the same documents, without tombstones."""
+        index = VectorIndex(self.dim, segments)
         index.last_seq, index.generation = self.last_seq, self.generation
         return index
 
     def vectors(self, seqs: np.ndarray) -> np.ndarray:
         """Copies of stored vectors: float32 [n, dim]."""
-        import faiss
+        return self._at(np.searchsorted(self.seqs, seqs))
 
-        if not len(seqs):
-            return np.empty((0, self.dim), dtype=np.float32)
-        return faiss.downcast_index(self.index.index).reconstruct_batch(np.searchsorted(self._rows, seqs))
+    def matching(self, condition: Condition, ask: Ask) -> np.ndarray:
+        """Which rows a filter lets through: bool [rows], tombstones among them."""
+        return evaluate(condition, lambda having: self._having(having, ask), len(self.seqs))
+
+    def _having(self, having: Having, ask: Ask) -> np.ndarray:
+        """Metadata never change under a number: what was found is remembered, and only of new documents is asked."""
+        known = self._filters.pop(having, np.empty(0, dtype=bool))
+        if len(known) < len(self.seqs):
+            fresh = np.zeros(len(self.seqs), dtype=bool)
+            fresh[: len(known)] = known
+            fresh[self._rows_of(ask(having, int(self.seqs[len(known) - 1]) if len(known) else 0))] = True
+            known = fresh
+        self._filters[having] = known
+        while len(self._filters) > FILTERS:
+            del self._filters[next(iter(self._filters))]
+        return known
 
     def nearest(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None, excluded: Sequence[np.ndarray]
@@ -74,107 +114,84 @@ class VectorIndex:
         """For each query (float32 [n, dim]), every document whose score is at least the k-th best: (scores float32 [m],
         seqs int64 [m]), m >= k where there are so many, in no particular order. The caller breaks ties.
 
-        allowed: only these (int64, ascending); None: all. excluded: for each query, these not.
+        allowed: bool [rows], only these; None: all. excluded: for each query, not these numbers (int64).
         """
-        pool = self.live if allowed is None else np.intersect1d(allowed, self.live, assume_unique=True)
-        found: list[tuple[np.ndarray, np.ndarray]] = []
-        filtered = allowed is not None
-        for start in range(0, len(queries), BLOCK):
-            left_out = excluded[start : start + BLOCK]
-            found += self._nearest(queries[start : start + BLOCK], k, pool, left_out, filtered=filtered)
-        return found
+        wanted = allowed if self._alive is None else self._alive if allowed is None else self._alive & allowed
+        left_out = [self._rows_of(seqs) for seqs in excluded]
+        pool = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
+        if not pool:
+            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
+        find = self._look_at_all if pool <= SCAN else self._scan if allowed is not None else self._find
+        answer = []
+        for start in range(0, len(queries), QUERIES):
+            block = slice(start, start + QUERIES)
+            for scores, rows in find(queries[block], k, wanted, left_out[block]):
+                answer.append((scores, self.seqs[rows]))
+        return answer
 
-    def _nearest(
-        self, queries: np.ndarray, k: int, pool: np.ndarray, excluded: Sequence[np.ndarray], *, filtered: bool
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
-        pending = list(range(len(queries)))
-        if len(pool) > self._scanned:
-            fetch = self._fetch(k) + max(map(len, excluded), default=0)
-            while pending and fetch < min(len(pool), MAX_FETCH):
-                candidates = self._candidates(queries[pending], fetch, pool, filtered=filtered)
-                if candidates is None:
-                    break
-                for query, score, label in zip(pending, *candidates, strict=True):
-                    wanted = (label >= 0) & ~np.isin(label, excluded[query])
-                    if wanted.sum() >= k and self._settled(score[wanted], k, score[-1]):
-                        found[query] = self._best(queries[query], score[wanted], label[wanted], k, self._doubt)
-                pending = [query for query in pending if query not in found]
-                fetch *= 4
-        step = max(1, CELLS // max(1, len(pool)))
-        for start in range(0, len(pending), step):
-            block = pending[start : start + step]
-            for query, score in zip(block, self._scores(queries[block], pool), strict=True):
-                wanted = ~np.isin(pool, excluded[query])
-                found[query] = self._best(queries[query], score[wanted], pool[wanted], k, self._slack)
-        return [found[query] for query in range(len(queries))]
+    def _find(
+        self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows at least as good as the k-th best, without a filter."""
+        return self._scan(queries, k, wanted, excluded)
 
-    @property
-    def _scanned(self) -> int:
-        """Up to so many candidates are all looked at."""
-        return SCAN
+    def _scan(
+        self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same, exact, among many."""
+        found = scan.candidates(self.segments, queries, k, wanted=wanted, excluded=excluded)
+        for query, rows in zip(queries, found, strict=True):
+            yield self._best(query, rows, k)
 
-    def _fetch(self, k: int) -> int:
-        """How many candidates to ask for. A few more than k leave room to see where a run of ties ends."""
-        return k + 16
-
-    def _settled(self, scores: np.ndarray, k: int, last: float) -> bool:
-        """Whether the k best are surely among candidates of which the last, wanted or not, has such a score."""
-        return bool(last < scores[k - 1] - self._slack)
-
-    def _candidates(
-        self, queries: np.ndarray, fetch: int, pool: np.ndarray, *, filtered: bool
-    ) -> tuple[np.ndarray, np.ndarray] | None:
-        """The best of a pool by approximate scores, best first: scores and labels [n, fetch], -1 for none; None: it cannot
-        tell. filtered: whether the pool is what a filter let through, and not all that is live."""
-        import faiss
-
-        selector = self._only(pool)
-        parameters = None if selector is None else faiss.SearchParameters(sel=selector)  # type: ignore[call-arg]
-        scores, labels = self.index.search(queries, fetch, params=parameters)
-        return scores, labels
-
-    @property
-    def _slack(self) -> float:
-        """How far apart two float32 sums of one inner product of unit vectors can lie, twice over: FAISS, BLAS and numpy
-        add in different orders, so that a score is only trusted to this before it is computed again."""
-        return self.dim * 2.0**-22
-
-    @property
-    def _doubt(self) -> float:
-        """How far the scores of candidates can lie from the exact ones, twice over."""
-        return self._slack
-
-    def _only(self, pool: np.ndarray) -> Any:
-        """FAISS's selector that restricts a search to a pool; None when that is all there is."""
-        return None if len(pool) == len(self._rows) else bitmap(pool, self.last_seq + 1)
-
-    def _scores(self, queries: np.ndarray, pool: np.ndarray) -> np.ndarray:
-        """Approximate scores [n, len(pool)]."""
-        scores = np.empty((len(queries), len(pool)), dtype=np.float32)
-        for start in range(0, len(pool), SCAN):
-            scores[:, start : start + SCAN] = queries @ self.vectors(pool[start : start + SCAN]).T
-        return scores
+    def _look_at_all(
+        self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same, exact, among few."""
+        pool = np.arange(len(self.seqs)) if wanted is None else np.flatnonzero(wanted)
+        vectors = self._at(pool)
+        for query, scores, gone in zip(queries, queries @ vectors.T, excluded, strict=True):
+            near = ~np.isin(pool, gone) if len(gone) else np.ones(len(pool), dtype=bool)
+            if np.count_nonzero(near) > k:
+                near &= scores >= np.partition(scores[near], -k)[-k] - scan.slack(self.dim)
+            yield self._best(query, pool[near], k, vectors[near])
 
     def _best(
-        self, query: np.ndarray, scores: np.ndarray, seqs: np.ndarray, k: int, doubt: float
+        self, query: np.ndarray, rows: np.ndarray, k: int, vectors: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Of candidates with approximate scores, those that are at least as good as the k-th best, with exact scores."""
-        if len(seqs) > k:
-            near = scores >= np.partition(scores, -k)[-k] - doubt
-            seqs = seqs[near]
+        """Of candidates, the exact scores and the rows of those that are at least as good as the k-th best."""
         # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
-        exact = np.einsum("nd,d->n", self.vectors(seqs), query)
-        if len(seqs) > k:
-            chosen = exact >= np.partition(exact, -k)[-k]
-            exact, seqs = exact[chosen], seqs[chosen]
-        return exact, seqs
+        if vectors is None:
+            pieces = [np.einsum("nd,d->n", self._at(some), query) for some in _pieces(rows)]
+            scores = np.concatenate([np.empty(0, np.float32), *pieces])
+        else:
+            scores = np.einsum("nd,d->n", vectors, query)
+        if len(rows) > k:
+            chosen = scores >= np.partition(scores, -k)[-k]
+            scores, rows = scores[chosen], rows[chosen]
+        return scores, rows
+
+    def _at(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of the vectors of rows (int64 [n]): float32 [n, dim]."""
+        if len(self.segments) == 1:
+            return self.segments[0].vectors[rows]
+        found, start = np.empty((len(rows), self.dim), dtype=np.float32), 0
+        for segment in self.segments:
+            here = (rows >= start) & (rows < start + len(segment))
+            found[here] = segment.vectors[rows[here] - start]
+            start += len(segment)
+        return found
+
+    def _rows_of(self, seqs: np.ndarray) -> np.ndarray:
+        """The rows of those numbers that are in the index: int64 [m]."""
+        if not len(seqs):
+            return np.empty(0, dtype=np.int64)
+        rows = np.minimum(np.searchsorted(self.seqs, seqs), max(0, len(self.seqs) - 1))
+        return rows[self.seqs[rows] == seqs] if len(self.seqs) else rows[:0]
 
 
-def bitmap(chosen: np.ndarray, size: int) -> Any:
-    """FAISS's selector of some of the numbers below `size`."""
-    import faiss
+def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + SCAN] for start in range(0, len(rows), SCAN))
 
-    bits = np.zeros(size, dtype=bool)
-    bits[chosen] = True
-    return faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little"))  # type: ignore[call-arg, arg-type]
+
+def _alike(first: Segment, second: Segment) -> bool:
+    return len(first) < 2 * len(second)

@@ -1,7 +1,12 @@
-"""The index on disk: `index-<checksum>.faiss`, and `index.json` that names it and says what is in it.
+"""The index on disk: its segments, `vectors-<checksum>.rows`; what FAISS made of them, `index-<checksum>.faiss`; and
+`index.json`, which names them and says how far they have come.
 
-A snapshot only saves time. It is written to a temporary file, fsynced, renamed, and its folder fsynced; whatever is
-missing, torn, stale or not ours is passed over, and the index is built from the journal.
+A snapshot only saves time. Every file is written to a temporary file, fsynced, renamed, its folder fsynced, and never
+changed; whatever is missing, torn, stale or not ours is passed over, and the index is built from the journal. What came
+since the last snapshot is written as a segment of its own, joined with those before it that are not much larger.
+
+Opening maps the segments. Of large ones it checks the size and the numbers alone, so that it takes milliseconds whatever
+there is; `damaged` reads them all.
 """
 
 from __future__ import annotations
@@ -11,22 +16,26 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from ..errors import MemoryStoreError
-from .approximate import ApproximateIndex, Read
+from .approximate import ApproximateIndex, made_of
 from .durable import publish
 from .index import VectorIndex
 from .journal import State
+from .segment import Part, Segment, mapped, write
 
 if TYPE_CHECKING:
     import faiss
 
-FORMAT = 1
+FORMAT = 2
 HEADER = "index.json"
+CHECKED = 2**26  # bytes; a segment up to so large is read and compared with its checksum when it is opened
 ABANDONED = 3600  # seconds after which a temporary file is nobody's
 
 logger = logging.getLogger("racm3.memories")
@@ -38,92 +47,151 @@ def saved_state(folder: Path) -> State | None:
     return None if header is None else State(header["last_seq"], header["generation"])
 
 
-def load(folder: Path, dim: int, read: Read) -> VectorIndex | None:
-    """The index of a folder's snapshot, or None. read: gives the database's vectors."""
-    import faiss
-
+def load(folder: Path, dim: int) -> VectorIndex | None:
+    """The index of a folder's snapshot, or None."""
     header = _header(folder)
-    if header is not None and not (folder / header["file"]).exists():
+    if header is not None and not all(path.exists() for path, _ in _files(folder, header)):
         header = _header(folder)  # a writer has put another in its place since
     if header is None or header["dim"] != dim:
         return None
-    path = folder / header["file"]
     try:
-        # faiss trusts the sizes that it reads, so a torn file must not reach it.
-        if _sha256(path) != header["sha256"]:
-            raise ValueError("it does not match its checksum")
-        # Read, not mapped: rows are added to it, and adding to a mapped index aborts the process.
-        found = faiss.read_index(str(path))
-        if not isinstance(found, faiss.IndexIDMap):
-            raise ValueError(f"it is of kind {type(found).__name__}")
-        kind = header.get("index", "exact")
-        index = VectorIndex(dim, found) if kind == "exact" else ApproximateIndex(kind, dim, read, found)
+        return _loaded(folder, header)
     except Exception as error:
-        logger.warning("The snapshot %s is passed over, and the index built anew: %s", path, error)
+        logger.warning("The snapshot in %s is passed over, and the index built anew: %s", folder, error)
         return None
-    index.last_seq = header["last_seq"]
-    # Which of its rows are tombstones is not saved: asked to catch up from before everything, it finds out.
-    index.generation = header["generation"] if kind == "exact" else -1
-    return index
+
+
+def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
+    segments, made = [], header["index"]
+    for entry in header["segments"]:
+        path = folder / Path(entry["file"]).name
+        segments.append(mapped(path, entry["rows"], header["dim"], entry["sha256"]))
+        if path.stat().st_size <= CHECKED:
+            _check(path, entry["sha256"])
+    index = VectorIndex(header["dim"], segments)
+    if len(index.seqs) and (np.diff(index.seqs).min(initial=1) < 1 or index.seqs[-1] > header["last_seq"]):
+        raise ValueError("its numbers do not ascend")
+    index.last_seq, index.generation = header["last_seq"], header["generation"]
+    index.remove(np.array(header["removed"], dtype=np.int64))
+    if made is None:
+        return index
+    import faiss
+
+    # faiss trusts what it reads, so that a torn file must not reach it.
+    path = folder / Path(made["file"]).name
+    _check(path, made["sha256"])
+    found = faiss.read_index(str(path))
+    if (found.ntotal, found.d) != (len(index.seqs), index.dim):
+        raise ValueError(f"{path.name} is of other vectors")
+    return ApproximateIndex(made["kind"], index, found)
 
 
 def damaged(folder: Path) -> bool:
-    """Whether a folder has a snapshot that is not what was written."""
+    """Whether a folder has a snapshot that is not what was written. One of an earlier format is only passed over."""
     if not (folder / HEADER).exists():
         return False
-    header = _header(folder)
     try:
-        return header is None or _sha256(folder / header["file"]) != header.get("sha256")
-    except OSError:
+        if (header := _header(folder)) is None:
+            return json.loads((folder / HEADER).read_text(encoding="utf-8")).get("format") not in range(1, FORMAT)
+        return any(_sha256(path) != sha256 for path, sha256 in _files(folder, header))
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
         return True
 
 
-def save(index: VectorIndex, folder: Path) -> None:
-    """Write an index; an exact one has no tombstones. Raises `MemoryStoreError` when that fails; the one before then stands."""
-    assert not index.dead or index.kind != "exact"
-    part = folder / f"index-{uuid.uuid4().hex}.faiss.part"
+def save(index: VectorIndex, folder: Path) -> VectorIndex:
+    """Write an index, and return it as it lies on disk: its vectors mapped, and without tombstones where they were many.
+    Raises `MemoryStoreError` when that fails; the snapshot before it then stands."""
     with _said(folder):
+        if index.dead * 4 > len(index.seqs):
+            compact = index.over([_stored(index.parts, folder)] if len(index.live) else [])
+            index = made_of(compact, index.kind) if index.kind != "exact" else compact
+        spill(index, folder)
+        header: dict[str, Any] = {
+            "format": FORMAT,
+            "last_seq": index.last_seq,
+            "generation": index.generation,
+            "dim": index.dim,
+            "segments": [
+                {"file": segment.path.name, "rows": len(segment), "sha256": segment.sha256}
+                for segment in index.segments
+                if segment.path is not None
+            ],
+            "removed": np.setdiff1d(index.seqs, index.live, assume_unique=True).tolist(),
+            "index": None,
+        }
+        if isinstance(index, ApproximateIndex):
+            made = index.faiss
+            path, sha256 = _published(folder, "index-{}.faiss", lambda file: _write(made, file))
+            header["index"] = {"kind": index.kind, "file": path.name, "sha256": sha256}
+        header["checksum"] = _checksum(header)
+        part = _part(folder)
         try:
-            _save(index, folder, part)
+            part.write_text(json.dumps(header, indent=1), encoding="utf-8")
+            publish(part, folder / HEADER)
         finally:
             part.unlink(missing_ok=True)
+        _clean(folder, {path for path, _ in _files(folder, header)})
+    return index
 
 
-def _save(index: VectorIndex, folder: Path, part: Path) -> None:
-    sha256 = _write(index.index, part)
-    target = folder / f"index-{sha256[:16]}.faiss"  # another name for other content: the old one stands until then
-    header = {
-        "format": FORMAT,
-        "file": target.name,
-        "last_seq": index.last_seq,
-        "generation": index.generation,
-        "dim": index.dim,
-        "index": index.kind,
-        "sha256": sha256,
-    }
-    header["checksum"] = _checksum(header)
-    publish(part, target)
-    part.write_text(json.dumps(header, indent=1), encoding="utf-8")
-    publish(part, folder / HEADER)
-    for old in folder.glob("index-*.faiss*"):
+def spill(index: VectorIndex, folder: Path) -> None:
+    """Write what an index holds in memory, and map it; the snapshot does not name it yet. Raises `MemoryStoreError`."""
+    segments = index.segments
+    first, rows = len(segments), 0
+    while first and (segments[first - 1].path is None or len(segments[first - 1]) < 2 * rows):
+        first -= 1
+        rows += len(segments[first])
+    gone = [segment for segment in segments[:first] if segment.path is not None and not segment.path.exists()]
+    with _said(folder):
+        if rows:
+            segments[first:] = [_stored([(segment, None) for segment in segments[first:]], folder)]
+        for segment in gone:  # another process has cleaned it away
+            segments[segments.index(segment)] = _stored([(segment, None)], folder)
+
+
+def _stored(parts: list[Part], folder: Path) -> Segment:
+    """Parts of segments as one on disk."""
+    path, sha256 = _published(folder, "vectors-{}.rows", lambda file: write(parts, file))
+    rows = sum(len(segment) if kept is None else int(np.count_nonzero(kept)) for segment, kept in parts)
+    return mapped(path, rows, parts[0][0].vectors.shape[1], sha256)
+
+
+def _published(folder: Path, name: str, write: Callable[[BinaryIO], str]) -> tuple[Path, str]:
+    """Write a file whose name holds its checksum: another name for other content, so that the old one stands until then."""
+    part = _part(folder)
+    try:
+        with part.open("wb") as file:
+            sha256 = write(file)
+        path = folder / name.format(sha256[:16])
+        publish(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path, sha256
+
+
+def _part(folder: Path) -> Path:
+    return folder / f"index-{uuid.uuid4().hex}.part"
+
+
+def _clean(folder: Path, named: set[Path]) -> None:
+    for old in (*folder.glob("index-*"), *folder.glob("vectors-*")):
         # A part may belong to another process that is writing it now, or to one that was killed.
-        if old != target and (old.suffix != ".part" or time.time() - old.stat().st_mtime > ABANDONED):
+        if old not in named and (old.suffix != ".part" or time.time() - old.stat().st_mtime > ABANDONED):
             old.unlink(missing_ok=True)
 
 
-def _write(index: faiss.Index, path: Path) -> str:
+def _write(index: faiss.Index, file: BinaryIO) -> str:
     """Write an index, and return its SHA-256. Not by faiss: it takes no notice when closing a file fails, as on a full
     disk, and a torn file would get a checksum of its own."""
     import faiss
 
     digest = hashlib.sha256()
-    with path.open("wb") as file:
 
-        def write(data: bytes) -> None:
-            digest.update(data)
-            file.write(data)
+    def put(data: bytes) -> None:
+        digest.update(data)
+        file.write(data)
 
-        faiss.write_index(index, faiss.PyCallbackIOWriter(write))  # type: ignore[attr-defined]
+    faiss.write_index(index, faiss.PyCallbackIOWriter(put))  # type: ignore[attr-defined]
     return digest.hexdigest()
 
 
@@ -144,21 +212,34 @@ def _said(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _header(folder: Path) -> dict | None:
+def _header(folder: Path) -> dict[str, Any] | None:
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        numbers = [header[name] for name in ("format", "last_seq", "generation", "dim")]
-        ours = header["format"] == FORMAT and all(type(number) is int for number in numbers)
-        ours = ours and header["checksum"] == _checksum(header)
-        return header if ours and Path(header["file"]).name == header["file"] else None
-    except (OSError, ValueError, KeyError, TypeError):
+        if header["format"] != FORMAT or header["checksum"] != _checksum(header):
+            return None
+        numbers = [header[name] for name in ("last_seq", "generation", "dim")]
+        numbers += [entry["rows"] for entry in header["segments"]] + header["removed"]
+        _files(folder, header)
+        return header if all(type(number) is int for number in numbers) else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 
-def _checksum(header: dict) -> str:
+def _files(folder: Path, header: dict[str, Any]) -> list[tuple[Path, str]]:
+    """The files that a header names, none of them elsewhere than in its folder, and their checksums."""
+    entries = [*header["segments"], *([header["index"]] if header["index"] is not None else [])]
+    return [(folder / Path(entry["file"]).name, entry["sha256"]) for entry in entries]
+
+
+def _checksum(header: dict[str, Any]) -> str:
     """A number that has changed, such as `last_seq`, would bring documents into the index twice."""
     values = {name: value for name, value in header.items() if name != "checksum"}
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def _check(path: Path, sha256: str) -> None:
+    if _sha256(path) != sha256:
+        raise ValueError(f"{path.name} does not match its checksum")
 
 
 def _sha256(path: Path) -> str:

@@ -35,9 +35,9 @@ def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
             "Use the encoder that it is bound to.",
         )
     norms = np.sqrt(np.einsum("nd,nd->n", rows, rows, dtype=np.float64))
-    wrong = np.flatnonzero(~(np.abs(norms - 1) <= UNIT_NORM))
-    if len(wrong):
-        row = int(wrong[0])
+    sound = np.abs(norms - 1) <= UNIT_NORM
+    if not sound.all():
+        row = int(np.argmin(sound))
         finite = bool(np.isfinite(rows[row]).all())
         raise MemoryStoreError(
             f"Vector {row} has the norm {norms[row]:.6g}, not 1." if finite else f"Vector {row} is not finite.",

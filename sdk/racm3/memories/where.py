@@ -1,4 +1,4 @@
-"""Filters on metadata: a Mongo-style `where`, checked once and compiled to SQL.
+"""Filters on metadata: a Mongo-style `where`, checked once and compiled to sets of documents that SQLite can find.
 
     {"style": "noto"}                                   the field equals a value (short for $eq)
     {"year": {"$gte": 2020, "$lt": 2024}}               all operators on a field hold
@@ -19,11 +19,14 @@ Rules, each decided:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import FilterError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Stored: TypeAlias = tuple[str, Any]  # (kind, value), as a value stands in the table `fields`
 
@@ -33,17 +36,48 @@ EMPTY: Stored = ("empty", 0)  # says that the field is there although its list h
 _RANGES = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _FIELD_OPERATORS = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$not")
 _FILTER_OPERATORS = ("$and", "$or", "$not")
-_MAX_DEPTH = 24  # SQLite's parser gives up at about 30 on older versions
+_MAX_DEPTH = 24
 _MAX_VALUES = 30_000  # SQLite takes 32,766 parameters in one statement
-_FIELD = "documents.seq IN (SELECT seq FROM tags JOIN fields ON key = field WHERE name = ?"
 
 
 @dataclass(frozen=True)
-class Condition:
-    """A boolean SQL expression on `documents.seq`, and its parameters."""
+class Having:
+    """The documents that have a value of a field. test: SQL on the table `fields`, with its parameters."""
 
-    sql: str
-    parameters: tuple[Any, ...] = ()
+    test: str
+    parameters: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Without:
+    """All documents but those of a condition."""
+
+    condition: Condition
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The documents of every condition, or of any; of none of them, every document and none."""
+
+    every: bool
+    conditions: tuple[Condition, ...]
+
+
+Condition: TypeAlias = "Having | Without | Joined"
+
+
+def evaluate(condition: Condition, having: Callable[[Having], np.ndarray], documents: int) -> np.ndarray:
+    """Which documents a condition holds for: bool [documents]. having: says so for one test."""
+    import numpy as np
+
+    if isinstance(condition, Having):
+        return having(condition)
+    if isinstance(condition, Without):
+        return ~evaluate(condition.condition, having, documents)
+    found = np.full(documents, condition.every)
+    for one in condition.conditions:
+        (np.logical_and if condition.every else np.logical_or)(found, evaluate(one, having, documents), out=found)
+    return found
 
 
 def encoded(text: str) -> bytes:
@@ -83,12 +117,18 @@ def stored(value: object) -> Stored:
 def parse(where: Mapping[str, Any]) -> Condition:
     """Check a filter and compile it. `FilterError` says what is not well formed, with the nearest known operator."""
     condition = _filter(where, 0)
-    if len(condition.parameters) > _MAX_VALUES:
+    if (compared := _values(condition)) > _MAX_VALUES:
         raise FilterError(
-            f"The filter compares with {len(condition.parameters):,} names and values; the limit is {_MAX_VALUES:,}.",
+            f"The filter compares with {compared:,} names and values; the limit is {_MAX_VALUES:,}.",
             "Ask in several searches.",
         )
     return condition
+
+
+def _values(condition: Condition) -> int:
+    if isinstance(condition, Joined):
+        return sum(map(_values, condition.conditions))
+    return _values(condition.condition) if isinstance(condition, Without) else len(condition.parameters)
 
 
 def _filter(where: object, depth: int) -> Condition:
@@ -96,23 +136,23 @@ def _filter(where: object, depth: int) -> Condition:
         raise FilterError(f"A filter is a mapping such as {{'style': 'noto'}}, not {where!r}.")
     if depth > _MAX_DEPTH:
         raise FilterError(f"A filter is nested at most {_MAX_DEPTH} deep.")
-    conditions = []
+    conditions: list[Condition] = []
     for name, value in where.items():
         if not isinstance(name, str):
             raise FilterError(f"A field name is a str, not {name!r}.")
         if name in ("$and", "$or"):
             if not isinstance(value, (list, tuple)) or not value:
                 raise FilterError(f"{name} takes a list of one or more filters, not {value!r}.")
-            conditions.append(_joined(name[1:].upper(), [_filter(item, depth + 1) for item in value]))
+            conditions.append(Joined(name == "$and", tuple(_filter(item, depth + 1) for item in value)))
         elif name == "$not":
-            conditions.append(_negated(_filter(value, depth + 1)))
+            conditions.append(Without(_filter(value, depth + 1)))
         elif name.startswith("$"):
             raise FilterError(f"No operator {name!r} before a filter.", _suggest(name, _FILTER_OPERATORS))
         elif isinstance(value, Mapping):
             conditions.append(_operators(name, value, depth + 1))
         else:
             conditions.append(_equal(name, value))
-    return _joined("AND", conditions) if conditions else Condition("1")
+    return conditions[0] if len(conditions) == 1 else Joined(True, tuple(conditions))
 
 
 def _operators(name: str, operators: Mapping[str, Any], depth: int) -> Condition:
@@ -120,21 +160,21 @@ def _operators(name: str, operators: Mapping[str, Any], depth: int) -> Condition
         raise FilterError(f"The filter on {name!r} is empty.", "Give a value, or an operator such as $eq.")
     if depth > _MAX_DEPTH:
         raise FilterError(f"A filter is nested at most {_MAX_DEPTH} deep.")
-    conditions = []
+    conditions: list[Condition] = []
     for operator, value in operators.items():
         if operator not in _FIELD_OPERATORS:
             raise FilterError(f"No operator {operator!r} on field {name!r}.", _suggest(operator, _FIELD_OPERATORS))
         if operator == "$not":
             if not isinstance(value, Mapping):
                 raise FilterError(f"$not on field {name!r} takes operators, not {value!r}.", "Use $ne for a value.")
-            conditions.append(_negated(_operators(name, value, depth + 1)))
+            conditions.append(Without(_operators(name, value, depth + 1)))
         elif operator in _RANGES:
             conditions.append(_range(name, operator, value))
         else:
             positive = _equal if operator in ("$eq", "$ne") else _any_of
             condition = positive(name, value)
-            conditions.append(_negated(condition) if operator in ("$ne", "$nin") else condition)
-    return _joined("AND", conditions)
+            conditions.append(Without(condition) if operator in ("$ne", "$nin") else condition)
+    return conditions[0] if len(conditions) == 1 else Joined(True, tuple(conditions))
 
 
 def _equal(name: str, value: object) -> Condition:
@@ -148,35 +188,20 @@ def _any_of(name: str, values: object) -> Condition:
     for value in values:
         kind, plain = stored(value)
         kinds.setdefault(kind, []).append(plain)
-    conditions = [
-        Condition(
-            f"{_FIELD} AND kind = ? AND value IN ({','.join('?' * len(plains))}))", (encoded(name), kind, *plains)
-        )
+    conditions: list[Condition] = [
+        Having(f"name = ? AND kind = ? AND value IN ({','.join('?' * len(plains))})", (encoded(name), kind, *plains))
         for kind, plains in kinds.items()
     ]
     if NONE[0] in kinds:
-        conditions.append(_negated(Condition(f"{_FIELD})", (encoded(name),))))
-    return _joined("OR", conditions) if conditions else Condition("0")
+        conditions.append(Without(Having("name = ?", (encoded(name),))))
+    return conditions[0] if len(conditions) == 1 else Joined(False, tuple(conditions))
 
 
 def _range(name: str, operator: str, value: object) -> Condition:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise FilterError(f"{operator} on field {name!r} compares with a number or a str, not {value!r}.")
     kind, plain = stored(value)
-    return Condition(f"{_FIELD} AND kind = ? AND value {_RANGES[operator]} ?)", (encoded(name), kind, plain))
-
-
-def _negated(condition: Condition) -> Condition:
-    return Condition(f"NOT ({condition.sql})", condition.parameters)
-
-
-def _joined(word: str, conditions: list[Condition]) -> Condition:
-    """All conditions, joined as a balanced tree: SQLite refuses expressions that are more than 1,000 deep."""
-    if len(conditions) == 1:
-        return conditions[0]
-    half = len(conditions) // 2
-    left, right = _joined(word, conditions[:half]), _joined(word, conditions[half:])
-    return Condition(f"({left.sql} {word} {right.sql})", left.parameters + right.parameters)
+    return Having(f"name = ? AND kind = ? AND value {_RANGES[operator]} ?", (encoded(name), kind, plain))
 
 
 def _suggest(operator: object, known: Collection[str]) -> str:

@@ -1,0 +1,142 @@
+"""The exact scan: every vector is multiplied with the query in half precision, and what may be among the best is kept.
+
+FAISS's flat index reads four bytes a number, on one core for one query, and is far from a matrix product for many. Here a
+single query takes a matrix-vector product over the halves, many take products of blocks; both use all cores. Rounding
+can change a score by so much and no more, so that a candidate further than twice that below the k-th best is none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .segment import Segment
+
+if TYPE_CHECKING:
+    import torch
+
+BLOCK = 8192  # rows of which the scores for many queries are held at a time
+WIDENED = 1024  # rows that are made float32 for them at a time, so that they stay in the cache
+GROUP = 64  # rows of which the best stands for all, in finding where the k-th best lies
+SMALL = 16_384  # up to so many rows of a segment the plain vectors are as quick, and torch is not needed
+
+_HALF = 2.0**-11  # of a number is lost at most when it is rounded to float16
+_SUBNORMAL = 2.0**-25  # and so much of a very small one
+_LEAST = float(np.finfo(np.float32).min)  # above the score of what may not be found
+
+
+def slack(dim: int) -> float:
+    """How far apart two float32 sums of one inner product of unit vectors can lie, twice over: BLAS, torch and numpy add
+    in different orders, so that a score is only trusted to this before it is computed again."""
+    return dim * 2.0**-22
+
+
+def doubt(dim: int, *, rounded: int) -> float:
+    """How far approximate scores can lie from the exact ones, twice over, when so many of vector, query and score were
+    rounded to float16. Norms are within a thousandth of 1."""
+    return slack(dim) + 2 * rounded * 1.01 * (_HALF + _SUBNORMAL * dim**0.5)
+
+
+def candidates(
+    segments: Sequence[Segment],
+    queries: np.ndarray,
+    k: int,
+    *,
+    wanted: np.ndarray | None,
+    excluded: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    """For each query (float32 [n, dim]) the rows (int64, counted through the segments) of at least all documents that may
+    be among its k best, ties included.
+
+    wanted: bool [rows], which rows may be found; None: all. excluded: for each query, rows that may not.
+    """
+    if len(queries) > 1:
+        return _of_many(segments, queries, k, wanted, excluded)
+    return [_of_one(segments, queries[0], k, wanted, excluded[0])]
+
+
+def _of_one(
+    segments: Sequence[Segment], query: np.ndarray, k: int, wanted: np.ndarray | None, excluded: np.ndarray
+) -> np.ndarray:
+    products = [_product(segment, query) for segment in segments]
+    scores = products[0] if len(products) == 1 else np.concatenate(products)
+    if wanted is not None:
+        np.putmask(scores, ~wanted, -np.inf)
+    scores[excluded] = -np.inf
+    k = min(k, len(scores))
+    group = _group(len(scores), k)
+    best = scores if group == 1 else scores[: len(scores) // group * group].reshape(-1, group).max(axis=1)
+    least = np.partition(best, -k)[-k] - doubt(len(query), rounded=3)
+    return np.flatnonzero(scores >= max(least, _LEAST))
+
+
+def _product(segment: Segment, query: np.ndarray) -> np.ndarray:
+    """Approximate scores of all rows: float32 [n]."""
+    if segment.halves is None or len(segment) <= SMALL:
+        return segment.vectors @ query
+    import torch
+
+    halves = torch.from_numpy(segment.halves)
+    return torch.mv(halves, torch.from_numpy(query).half()).float().numpy()
+
+
+def _of_many(
+    segments: Sequence[Segment],
+    queries: np.ndarray,
+    k: int,
+    wanted: np.ndarray | None,
+    excluded: Sequence[np.ndarray],
+) -> list[np.ndarray]:
+    import torch
+
+    margin, asked = doubt(queries.shape[1], rounded=1), torch.from_numpy(queries).T
+    # Of the best rows of groups the k-th is no better than the k-th of all rows, and quicker to find.
+    best = torch.full((k, len(queries)), -torch.inf)
+    found: list[tuple[torch.Tensor, ...]] = []
+    for start, scores in _products(segments, asked):
+        if wanted is not None:
+            unwanted = torch.from_numpy(~wanted[start : start + len(scores)])
+            scores[: len(unwanted)][unwanted] = -torch.inf
+        for place, gone in enumerate(excluded):
+            if len(gone):
+                inside = gone[(gone >= start) & (gone < start + len(scores))] - start
+                scores[torch.from_numpy(inside), place] = -torch.inf
+        groups = scores.unflatten(0, (-1, GROUP)) if k <= len(scores) // GROUP // 4 else scores.unsqueeze(1)
+        best_of = groups.amax(dim=1)
+        best = torch.cat([best, best_of]).topk(k, dim=0).values
+        least = (best[-1] - margin).clamp(min=_LEAST)
+        group, query = (best_of >= least).nonzero(as_tuple=True)
+        score = groups[group, :, query]
+        near, member = (score >= least[query, None]).nonzero(as_tuple=True)
+        found.append((start + group[near] * groups.shape[1] + member, query[near], score[near, member]))
+    row, query, score = (torch.cat(pieces) for pieces in zip(*found, strict=True))
+    still = score >= best[-1, query] - margin  # of what was kept before better ones came
+    query, order = query[still].sort(stable=True)
+    return np.split(row[still][order].numpy(), np.searchsorted(query.numpy(), np.arange(1, len(queries))))
+
+
+def _products(segments: Sequence[Segment], asked: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Scores [rows, queries] of one block of rows after the other, filled up to whole groups, each with the number of its
+    first row; asked: [dim, queries]. A block lasts until the next one is made."""
+    import torch
+
+    start, scores = 0, torch.empty(BLOCK, asked.shape[1])
+    widened = torch.empty(WIDENED, asked.shape[0])
+    for segment in segments:
+        vectors = torch.from_numpy(segment.vectors if segment.halves is None else segment.halves)
+        for first in range(0, len(segment), BLOCK):
+            block = vectors[first : first + BLOCK]
+            for row in range(0, len(block), WIDENED):
+                rows = block[row : row + WIDENED]
+                torch.mm(widened[: len(rows)].copy_(rows), asked, out=scores[row : row + len(rows)])
+            whole = -(-len(block) // GROUP) * GROUP
+            scores[len(block) : whole] = -torch.inf
+            yield start + first, scores[:whole]
+        start += len(segment)
+
+
+def _group(rows: int, k: int) -> int:
+    """How many rows to a group, so that there are a few times k of them."""
+    return max(1, min(GROUP, rows // (4 * k)))

@@ -1,0 +1,95 @@
+"""A run of documents in an index: their numbers and vectors, in memory or mapped from a file that never changes.
+
+The file holds three arrays one after another, little-endian: numbers int64 [n], vectors float16 [n, dim] and float32
+[n, dim]. A scan reads the halves, which is twice as quick, and only what may be among the best is looked at in full.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+import numpy as np
+
+ROWS = 16_384  # written at a time
+
+
+class Segment:
+    """seqs: int64 [n], ascending. vectors: float32 [n, dim], unit norm. halves: the same as float16, of what is mapped.
+
+    path: the file that it is mapped from; None: it is in memory alone. sha256: of that file.
+    """
+
+    __slots__ = ("halves", "path", "seqs", "sha256", "vectors")
+
+    def __init__(
+        self,
+        seqs: np.ndarray,
+        vectors: np.ndarray,
+        halves: np.ndarray | None = None,
+        *,
+        path: Path | None = None,
+        sha256: str = "",
+    ) -> None:
+        self.seqs, self.vectors, self.halves = seqs, vectors, halves
+        self.path, self.sha256 = path, sha256
+
+    def __len__(self) -> int:
+        return len(self.seqs)
+
+
+Part: TypeAlias = tuple[Segment, np.ndarray | None]  # a segment, and bool [n] which of its rows are meant; None: all
+
+
+def joined(parts: Sequence[Part]) -> Segment:
+    """One segment in memory."""
+    whole = [(segment, slice(None) if kept is None else kept) for segment, kept in parts]
+    return Segment(
+        np.concatenate([segment.seqs[kept] for segment, kept in whole]),
+        np.concatenate([segment.vectors[kept] for segment, kept in whole]),
+    )
+
+
+def size_of(rows: int, dim: int) -> int:
+    """Bytes of the file of a segment."""
+    return rows * (8 + 6 * dim)
+
+
+def write(parts: Sequence[Part], file: BinaryIO) -> str:
+    """Write parts (ascending) as one segment, a few rows at a time, and return the SHA-256 of the file."""
+    digest = hashlib.sha256()
+
+    def put(array: np.ndarray, kind: str) -> None:
+        data = np.ascontiguousarray(array, kind).tobytes()
+        digest.update(data)
+        file.write(data)
+
+    def rows(array: str, kind: str) -> None:
+        for segment, kept in parts:
+            for start in range(0, len(segment), ROWS):
+                these = getattr(segment, array)[start : start + ROWS]
+                put(these if kept is None else these[kept[start : start + ROWS]], kind)
+
+    rows("seqs", "<i8")
+    rows("vectors", "<f2")
+    rows("vectors", "<f4")
+    return digest.hexdigest()
+
+
+def mapped(path: Path, rows: int, dim: int, sha256: str) -> Segment:
+    """The segment of a file, read as it is needed. Raises `ValueError` for one that cannot be it, `OSError`."""
+    if rows < 1 or path.stat().st_size != size_of(rows, dim):
+        raise ValueError("it has not the size that it was written with")
+    # Copy-on-write only because torch warns of arrays that cannot be written; nothing here writes.
+    data = np.memmap(path, dtype=np.uint8, mode="c")
+    seqs, halves = data[: 8 * rows].view("<i8"), data[8 * rows : rows * (8 + 2 * dim)].view("<f2")
+    vectors = data[rows * (8 + 2 * dim) :].view("<f4")
+    seqs = np.array(seqs)
+    if seqs[0] < 1 or not (np.diff(seqs) > 0).all():
+        raise ValueError("its numbers do not ascend")
+    return Segment(
+        seqs, vectors.reshape(rows, dim).view(np.ndarray), halves.reshape(rows, dim).view(np.ndarray), path=path,
+        sha256=sha256,
+    )  # fmt: skip

@@ -1,0 +1,117 @@
+"""The scan in half precision leaves out nothing that is among the best, whatever rounding does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from racm3.memories import scan
+from racm3.memories.segment import Segment, mapped, write
+
+DIM = 24
+
+
+def unit(vectors):
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def random(rng, n):
+    return rng.standard_normal((n, DIM))
+
+
+def crowded(rng, n):
+    """All within the rounding of a half: only float32 tells them apart."""
+    return np.ones(DIM) + 3e-4 * rng.standard_normal((n, DIM))
+
+
+def repeated(rng, n):
+    return rng.standard_normal((7, DIM))[rng.integers(0, 7, n)]
+
+
+def tiny(rng, n):
+    """Numbers below the least that a half can hold in full."""
+    return np.where(np.arange(DIM) == 0, 1, 1e-6 * rng.standard_normal((n, DIM)))
+
+
+@pytest.fixture(autouse=True)
+def halves(monkeypatch):
+    monkeypatch.setattr(scan, "SMALL", 0)
+
+
+@pytest.fixture(params=[random, crowded, repeated, tiny])
+def vectors(request):
+    return unit(request.param(np.random.default_rng(0), 3000))
+
+
+def segments(vectors, tmp_path, sizes):
+    """Some of them mapped, the last in memory."""
+    made, start = [], 0
+    for size in sizes:
+        made.append(Segment(np.arange(start, start + size) + 1, vectors[start : start + size]))
+        start += size
+    for place, segment in enumerate(made[:-1]):
+        path = tmp_path / str(place)
+        with path.open("wb") as file:
+            sha256 = write([(segment, None)], file)
+        made[place] = mapped(path, len(segment), DIM, sha256)
+    return made
+
+
+@pytest.mark.parametrize("sizes", [(2900, 100), (1100, 1200, 700), (1, 2000, 64, 935)])
+@pytest.mark.parametrize("queries", [1, 5])
+@pytest.mark.parametrize("k", [1, 10, 700, 5000])
+def test_all_that_are_as_good_as_the_kth_best_are_candidates(vectors, tmp_path, monkeypatch, sizes, queries, k):
+    monkeypatch.setattr(scan, "BLOCK", 256)
+    monkeypatch.setattr(scan, "WIDENED", 100)
+    rng, every = np.random.default_rng(1), segments(vectors, tmp_path, sizes)
+    asked = unit(vectors[:queries] + 0.01 * random(rng, queries))
+    wanted = rng.random(3000) < 0.7
+    excluded = [np.sort(rng.choice(3000, size=number, replace=False)) for number in (40, 0, 1, 2000, 3000)[:queries]]
+    scores = asked.astype(np.float64) @ vectors.T.astype(np.float64)
+    for among in (None, wanted):
+        found = scan.candidates(every, asked, k, wanted=among, excluded=excluded)
+        assert len(found) == queries
+        for row in range(queries):
+            pool = np.setdiff1d(np.arange(3000) if among is None else np.flatnonzero(among), excluded[row])
+            least = np.sort(scores[row, pool])[-k] if len(pool) > k else -2
+            assert set(found[row]) <= set(pool) and len(set(found[row])) == len(found[row])
+            assert set(pool[scores[row, pool] >= least]) <= set(found[row])
+
+
+@pytest.mark.parametrize("queries", [1, 3])
+def test_few_more_than_the_best_are_candidates(tmp_path, queries):
+    vectors = unit(random(np.random.default_rng(0), 3000))
+    asked = unit(random(np.random.default_rng(1), queries))
+    for found in scan.candidates(
+        segments(vectors, tmp_path, (2999, 1)), asked, 10, wanted=None, excluded=[np.empty(0, int)] * queries
+    ):
+        assert 10 <= len(found) <= 20
+
+
+def test_a_segment_is_read_as_it_was_written(tmp_path):
+    vectors = unit(random(np.random.default_rng(0), 50))
+    whole, kept = Segment(np.arange(1, 51) * 3, vectors), np.arange(50) % 3 > 0
+    with (tmp_path / "rows").open("wb") as file:
+        write(
+            [(Segment(whole.seqs[:20], vectors[:20]), kept[:20]), (Segment(whole.seqs[20:], vectors[20:]), None)], file
+        )
+    kept[20:] = True
+    found = mapped(tmp_path / "rows", int(kept.sum()), DIM, "")
+    assert np.array_equal(found.seqs, whole.seqs[kept]) and np.array_equal(found.vectors, vectors[kept])
+    assert np.array_equal(found.halves, vectors[kept].astype(np.float16))
+
+
+@pytest.mark.parametrize("rows", [0, 9, 11, -10, 2**40])
+def test_a_file_of_another_size_is_no_segment(tmp_path, rows):
+    with (tmp_path / "rows").open("wb") as file:
+        write([(Segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
+    with pytest.raises(ValueError, match="size"):
+        mapped(tmp_path / "rows", rows, DIM, "")
+
+
+@pytest.mark.parametrize("seqs", [[0, 1], [2, 2], [3, 1]])
+def test_numbers_that_do_not_ascend_are_no_segment(tmp_path, seqs):
+    with (tmp_path / "rows").open("wb") as file:
+        write([(Segment(np.array(seqs), unit(random(np.random.default_rng(0), 2))), None)], file)
+    with pytest.raises(ValueError, match="ascend"):
+        mapped(tmp_path / "rows", 2, DIM, "")
