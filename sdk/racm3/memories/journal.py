@@ -11,11 +11,12 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..document import Document, Image, Metadata, Text
-from ..errors import InvalidDocument, MemoryCorrupt
-from ..interfaces import Encoder
+from ..errors import DuplicateDocument, InvalidDocument, MemoryCorrupt
+from ..interfaces import Encoder, OnDuplicate
 from .database import BATCH, Database
 from .where import EMPTY, Having, decoded, encoded, stored
 
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     import numpy as np
 
 
+Field: TypeAlias = tuple[bytes, str, Any]  # name, kind and value of a metadata field, as the table `fields` has them
+
+STORED = 128  # documents, with their images, that are stored at a time
 KINDS = (b"text", b"image")  # of contents, as their checksum covers them
+METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 
 
@@ -135,8 +140,8 @@ class Journal(Database):
             return np.empty(0, dtype=np.int64)
         found = {seq for (seq,) in self.select("SELECT seq FROM documents WHERE id IN (?)", map(encoded, names))}
         hashes = {bytes.fromhex(name) for name in names if HASH.fullmatch(name)}
-        found.update(self._with_hash("documents", "content_hash", hashes))
-        contents = self._with_hash("contents", "hash", hashes)
+        found.update(seq for seq, _ in self._with_hash("documents", "content_hash", hashes))
+        contents = [key for key, _ in self._with_hash("contents", "hash", hashes)]
         found.update(seq for (seq,) in self.select("SELECT seq FROM parts WHERE content IN (?)", contents))
         return np.array(sorted(found), dtype=np.int64)
 
@@ -159,7 +164,7 @@ class Journal(Database):
                 found[seq][1].append(hash.hex())
         return found
 
-    def tagged(self, seq: int, fields: Iterable[tuple[bytes, str, Any]]) -> int:
+    def tagged(self, seq: int, fields: Iterable[Field]) -> int:
         """By how many of the fields a filter finds a document."""
         statement = "SELECT count(*) FROM tags JOIN fields ON key = field WHERE (name, kind, value, seq) = (?, ?, ?, ?)"
         return sum(self.one(statement, (*field, seq)) for field in fields)
@@ -217,49 +222,91 @@ class Journal(Database):
     def set_index_name(self, name: str) -> None:
         self.connection.execute("INSERT OR REPLACE INTO manifest VALUES ('index', ?)", (name,))
 
-    def insert(self, document: Document, vector: np.ndarray) -> int:
-        """Store a document that is not there yet, with its vector (float16 or float32), and return its sequence number."""
-        if document.blanks:
-            raise InvalidDocument(f"Document {document.id!r} has blanks: it is a prompt.", "Fill it before storing it.")
-        run = self.connection.execute
-        metadata = encoded(json.dumps(dict(document.metadata), ensure_ascii=False, separators=(",", ":")))
-        content_hash = bytes.fromhex(document.content_hash)
-        floats = vector.astype(vector.dtype.newbyteorder("<")).tobytes()
-        columns = (encoded(document.id), content_hash, metadata, floats)
-        seq = run(
-            "INSERT INTO documents (id, content_hash, metadata, vector, checksum) VALUES (?, ?, ?, ?, ?)",
-            (*columns, checksum(*columns)),
-        ).lastrowid
-        assert seq is not None
+    def add(self, documents: Iterable[tuple[Document, np.ndarray]], on_duplicate: OnDuplicate) -> list[str]:
+        """Store documents, each with its vector (float16 or float32), by the rule of `MemoryStore.add`; their ids, in
+        order. No more than `STORED` of them are held at a time."""
+        ids, source = list[str](), iter(documents)
+        while batch := list(islice(source, STORED)):
+            stored = self.seqs_of(document.id for document, _ in batch)
+            new: dict[str, tuple[Document, np.ndarray]] = {}
+            for document, vector in batch:
+                if document.id in stored or document.id in new:
+                    if on_duplicate == "error":
+                        raise DuplicateDocument(
+                            f"A document with id {document.id!r} is already stored.",
+                            "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
+                        )
+                    if on_duplicate == "skip":
+                        continue
+                    new.pop(document.id, None)  # the later one counts as added anew
+                new[document.id] = document, vector
+            self.remove([seq for id, seq in stored.items() if id in new])
+            self._insert(list(new.values()))
+            ids += [document.id for document, _ in batch]
+        return ids
+
+    def insert(self, document: Document, vector: np.ndarray) -> None:
+        """Store one document that is not there yet."""
+        self._insert([(document, vector)])
+
+    def _insert(self, documents: Sequence[tuple[Document, np.ndarray]]) -> None:
+        """Store documents that are not there yet: each table in one go, and every B-tree in the order of its keys."""
+        rows, shown, tagged = [], [], []
+        for seq, (document, vector) in enumerate(documents, start=self.state().last_seq + 1):
+            metadata = encoded(METADATA.encode(dict(document.metadata)))
+            floats = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
+            columns = (encoded(document.id), bytes.fromhex(document.content_hash), metadata, floats)
+            rows.append((seq, *columns, checksum(*columns)))
+            parts = (part for part in document.parts if isinstance(part, (Text, Image)))
+            shown += [(seq, position, part) for position, part in enumerate(parts)]
+            tagged += [(field, seq) for field in fields_of(document.metadata)]
+        contents = self._store_contents([part for _, _, part in shown])
+        fields = self._store_fields({field for field, _ in tagged})
         many = self.connection.executemany
-        shown = [part for part in document.parts if isinstance(part, (Text, Image))]
-        many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, self._content(part)) for n, part in enumerate(shown)])
-        fields = fields_of(document.metadata)
-        many("INSERT OR IGNORE INTO fields (name, kind, value) VALUES (?, ?, ?)", fields)
-        many(f"INSERT INTO tags SELECT key, {seq} FROM fields WHERE (name, kind, value) = (?, ?, ?)", fields)
-        return seq
+        many("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)", rows)
+        many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, contents[part.content_hash]) for seq, n, part in shown])
+        many("INSERT INTO tags VALUES (?, ?)", sorted((fields[field], seq) for field, seq in tagged))
+
+    def _store_contents(self, parts: Iterable[Text | Image]) -> dict[str, int]:
+        """The key of what each part shows, by its hash. What is new is stored, and what is damaged is stored again."""
+        rows = {}
+        for part in parts:
+            data = encoded(part.text) if isinstance(part, Text) else part.data
+            is_image = isinstance(part, Image)
+            rows[bytes.fromhex(part.content_hash)] = is_image, data, checksum(KINDS[is_image], data)
+        keys = {hash: key for key, hash in self._with_hash("contents", "hash", set(rows))}
+        changed = "(is_image, data, checksum) IS NOT (?2, ?3, ?4)"
+        self.connection.executemany(
+            f"UPDATE contents SET (is_image, data, checksum) = (?2, ?3, ?4) WHERE key = ?1 AND {changed}",
+            [(key, *rows[hash]) for hash, key in keys.items()],
+        )
+        missing = [hash for hash in rows if hash not in keys]
+        new = {hash: key for key, hash in enumerate(missing, start=self._next_key("contents"))}
+        self.connection.executemany(
+            "INSERT INTO contents VALUES (?, ?, ?, ?, ?)", [(key, hash, *rows[hash]) for hash, key in new.items()]
+        )
+        return {hash.hex(): key for hash, key in (keys | new).items()}
+
+    def _store_fields(self, fields: set[Field]) -> dict[Field, int]:
+        """The key of each field, which is stored when it is new."""
+        run, keys = self.connection.execute, dict[Field, int]()
+        for field in fields:
+            for (key,) in run("SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)", field):
+                keys[field] = key
+        missing = sorted(field for field in fields if field not in keys)
+        new = {field: key for key, field in enumerate(missing, start=self._next_key("fields"))}
+        self.connection.executemany(
+            "INSERT INTO fields VALUES (?, ?, ?, ?)", [(key, *field) for field, key in new.items()]
+        )
+        return keys | new
+
+    def _next_key(self, table: str) -> int:
+        return int(self.one(f"SELECT coalesce(max(key), 0) + 1 FROM {table}"))
 
     def purge(self) -> None:
         """Remove the tags that damaged documents left behind."""
         self.connection.execute("DELETE FROM tags WHERE seq NOT IN (SELECT seq FROM documents)")
         self.connection.execute("DELETE FROM fields WHERE key NOT IN (SELECT field FROM tags)")
-
-    def _content(self, part: Text | Image) -> int:
-        """The key of what a part shows, which is stored when it is new, and stored again when it is damaged."""
-        hash, is_image = bytes.fromhex(part.content_hash), isinstance(part, Image)
-        data = encoded(part.text) if isinstance(part, Text) else part.data
-        columns = (is_image, data, checksum(KINDS[is_image], data))
-        run = self.connection.execute
-        for key in self._with_hash("contents", "hash", {hash}):
-            changed = "(is_image, data, checksum) IS NOT (?2, ?3, ?4)"
-            run(
-                f"UPDATE contents SET (is_image, data, checksum) = (?2, ?3, ?4) WHERE key = ?1 AND {changed}",
-                (key, *columns),
-            )
-            return key
-        added = run("INSERT INTO contents (hash, is_image, data, checksum) VALUES (?, ?, ?, ?)", (hash, *columns))
-        assert added.lastrowid is not None
-        return added.lastrowid
 
     def remove(self, seqs: Sequence[int]) -> None:
         """Remove documents, and the contents that no other document has."""
@@ -284,20 +331,20 @@ class Journal(Database):
         self.connection.executemany("DELETE FROM tags WHERE field = ? AND seq = ?", [(key, row.seq) for key in keys])
         return keys
 
-    def _with_hash(self, table: str, column: str, hashes: set[bytes]) -> list[int]:
-        """The rows of a table that have one of the hashes."""
+    def _with_hash(self, table: str, column: str, hashes: set[bytes]) -> list[tuple[int, bytes]]:
+        """The rows of a table that have one of the hashes, each with it."""
         rows = self.select(
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
-        return [row for row, hash in rows if hash in hashes]
+        return [(row, hash) for row, hash in rows if hash in hashes]
 
 
-def fields_of(metadata: Metadata) -> set[tuple[bytes, str, Any]]:
+def fields_of(metadata: Metadata) -> set[Field]:
     """Metadata as (name, kind, value), one for each element of a list."""
-    found = set()
+    found: set[Field] = set()
     for name, value in metadata.items():
-        values = {stored(item) for item in value} or {EMPTY} if isinstance(value, list) else {stored(value)}
-        found |= {(encoded(name), kind, plain) for kind, plain in values}
+        values = ({stored(item) for item in value} or {EMPTY}) if isinstance(value, list) else (stored(value),)
+        found.update((encoded(name), kind, plain) for kind, plain in values)
     return found
 
 
