@@ -8,6 +8,7 @@ import pytest
 from racm3.document import Document, Image
 from racm3.errors import (
     DimensionMismatch,
+    DuplicateDocument,
     EncoderMismatch,
     MemoryLocked,
     MemoryStoreError,
@@ -142,6 +143,42 @@ def test_half_surrogates_are_kept_as_they_are(memory, rng):
 def test_an_unknown_duplicate_policy_is_an_error_with_the_nearest_name(memory, rng):
     with pytest.raises(MemoryStoreError, match="Did you mean 'replace'"):
         memory.add(texts(1), unit(rng, 1), on_duplicate="replaced")
+
+
+@pytest.mark.parametrize("on_duplicate", ["skip", "replace"])
+def test_a_long_addition_is_as_many_short_ones(rng, on_duplicate):
+    # Longer than what is stored at a time; ids, texts, pictures and fields come again, nearby and far away.
+    drawn = rng.integers(0, 350, 400)
+    documents = [
+        Document(
+            [f"text {n % 9}", Image(picture(n % 5)), f"text {n % 9}"],
+            id=f"d{n}",
+            metadata={"n": number, "tags": ["a", n % 3, n % 3 + 0.5, n % 2 == 0, None], "none": []},
+        )
+        for number, n in enumerate(drawn.tolist())
+    ]
+    vectors = unit(rng, len(documents))
+    with FaissMemory() as at_once, FaissMemory() as one_by_one:
+        for memory in (at_once, one_by_one):
+            memory.bind(ENCODER)
+            memory.add(texts(3), vectors[:3])
+        given = at_once.add(iter(documents), vectors, on_duplicate=on_duplicate)
+        for document, vector in zip(documents, vectors, strict=True):
+            one_by_one.add([document], vector[None], on_duplicate=on_duplicate)
+        assert given == [document.id for document in documents]
+        assert at_once.verify() == one_by_one.verify() == []
+        (found, rows), (expected, expected_rows) = (
+            zip(*memory.items(), strict=True) for memory in (at_once, one_by_one)
+        )
+        assert found == expected and len(found) == 3 + len(set(drawn.tolist()))
+        assert np.array_equal(rows, expected_rows)
+        for where in ({"tags": 2}, {"tags": 1.5}, {"tags": True}, {"none": None}, {"n": {"$gt": 200}}):
+            assert [hit.id for hit in at_once.search(vectors[:1], k=500, where=where)[0]] == [
+                hit.id for hit in one_by_one.search(vectors[:1], k=500, where=where)[0]
+            ]
+        with pytest.raises(DuplicateDocument, match=documents[-1].id):
+            at_once.add([*texts(200, start=1000), documents[-1]], unit(rng, 201))
+        assert len(at_once) == len(found)
 
 
 def test_documents_that_ask_the_memory_while_they_are_added_are_an_error_and_not_a_deadlock(memory, rng):

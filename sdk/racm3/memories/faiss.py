@@ -20,7 +20,6 @@ import numpy as np
 
 from ..document import Document
 from ..errors import (
-    DuplicateDocument,
     EncoderMismatch,
     MemoryStoreError,
 )
@@ -121,19 +120,8 @@ class FaissMemory(MemoryStore):
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
-        journal, ids = self._journal, list[str]()
-        with journal.writing():
-            for document, row in with_vectors(documents, rows):
-                stored = journal.seqs_of([document.id])
-                if stored and on_duplicate == "error":
-                    raise DuplicateDocument(
-                        f"A document with id {document.id!r} is already stored.",
-                        "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
-                    )
-                if not stored or on_duplicate == "replace":
-                    journal.remove(list(stored.values()))
-                    journal.insert(document, row)
-                ids.append(document.id)
+        with self._journal.writing():
+            ids = self._journal.add(with_vectors(documents, rows), on_duplicate)
         self._stale = True
         return ids
 

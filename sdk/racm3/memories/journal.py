@@ -245,10 +245,6 @@ class Journal(Database):
             ids += [document.id for document, _ in batch]
         return ids
 
-    def insert(self, document: Document, vector: np.ndarray) -> None:
-        """Store one document that is not there yet."""
-        self._insert([(document, vector)])
-
     def _insert(self, documents: Sequence[tuple[Document, np.ndarray]]) -> None:
         """Store documents that are not there yet: each table in one go, and every B-tree in the order of its keys."""
         rows, shown, tagged = [], [], []
