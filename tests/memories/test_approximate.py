@@ -98,9 +98,11 @@ def test_each_index_finds_what_is_there_through_changes_and_reopening(tmp_path, 
         assert_finds(memory, state, kind)
         vector = memory.search(QUERIES[:1], k=1)[0][0].vector
         assert any(np.array_equal(vector, one) for one in state.values())  # not a compressed one
+        measured = getattr(memory._index, "recall", None), getattr(memory._index, "effort", None)
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, state, kind)
-        assert memory._index.kind == kind
+        assert memory._index.kind == kind and memory.stats()["recall"] == measured[0]
+        assert measured == (getattr(memory._index, "recall", None), getattr(memory._index, "effort", None))
         assert memory.verify() == []
 
 
@@ -125,6 +127,20 @@ def test_an_index_becomes_what_it_is_called_when_there_are_documents_enough(tmp_
         memory.add(DOCUMENTS[150:], VECTORS[150:])
         memory.flush()
         assert memory._index.kind == "ivf"
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+def test_an_index_looks_as_far_as_it_has_to(kind):
+    """Where neighbours lie all over, more cells have to be scanned than where they lie together."""
+    efforts = []
+    for vectors in (clustered(0, N), unit(np.random.default_rng(0).standard_normal((N, DIM)))):
+        with FaissMemory() as memory:
+            memory.bind(ENCODER)
+            memory.add(DOCUMENTS, vectors)
+            memory.reindex(kind)
+            assert memory._index.recall >= approximate.FOUND
+            efforts.append(memory._index.effort)
+    assert efforts[0] <= efforts[1] and (kind == "hnsw" or efforts[0] < efforts[1])
 
 
 @pytest.mark.parametrize(("documents", "kind"), [(10, "exact"), (200_000, "exact"), (200_001, "ivf")])

@@ -36,7 +36,8 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
         return
     rows = [["documents", f"{found['documents']:,}"]]
     rows += [[f"different {name}", f"{found[name]:,}"] for name in ("texts", "images")]
-    rows.append(["index", found["index"]])
+    recall = "" if found["recall"] is None else f", which finds {found['recall']:.1%} of the nearest documents"
+    rows.append(["index", found["index"] + recall])
     encoder = found["encoder"]
     rows.append(["encoder", f"{encoder['fingerprint']} (width {encoder['dim']})" if encoder else "none yet"])
     rows += [[f"field {name}", f"{count:,} documents"] for name, count in found["fields"].items()]

@@ -1,14 +1,16 @@
 """Indexes that answer without looking at every vector, by name: for memories too large to scan.
 
-name        finds                                             takes, of a vector of width 512
-exact       the nearest, always                               1,024 bytes, mapped from its file
-hnsw        nearly all of them; slow to build                 2,300 bytes
-ivf         nearly all of them, one sixteenth being scanned   1,030 bytes
+name        is                                                takes, of a vector of width 512
+exact       a scan of all vectors                             1,024 bytes, mapped from its file
+hnsw        a graph; slow to build, quickest to search        1,300 bytes
+ivf         cells, of which the nearest are scanned           1,032 bytes
 ivf-pq      the same, over compressed vectors                 72 bytes
 
-Whatever an index finds is scored again by the vectors as they were given, so that scores are exact and ties come in order.
-With a filter all of them are exact: the vectors that it lets through are scanned. Any other name is a FAISS factory
-string, such as "IVF1024,SQ8".
+How far the last three look is measured when they are made: as far as it takes for some of the memory's own documents to
+find 99.5 % of their true neighbours. Queries that are less like the documents find somewhat less. Whatever is found is
+scored again by the vectors as they were given, so that scores are exact and ties come in order. With a filter all of them
+are exact: the vectors that it lets through are scanned. Any other name is a FAISS factory string, such as "IVF1024,SQ8",
+which looks as far as FAISS does of itself.
 """
 
 from __future__ import annotations
@@ -31,8 +33,11 @@ SMALL = 10_000  # up to so many documents every named index is exact: a scan tak
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
 SAMPLE = 64  # vectors for each cell that training looks at
 NEIGHBOURS = 32  # of a node in the graph of hnsw
-WIDTH = 128  # candidates that a search of the graph keeps
-PROBED = 16  # one of so many cells is scanned, and at least as many
+FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
+ASKED, NEAREST = 256, 10  # so many documents, and so many neighbours of each
+GAIN = 0.002  # in that share, for which it is worth looking twice as far
+MOST = 1024  # cells that are scanned, or candidates that a search of the graph keeps
+WIDTH = 128  # candidates of compressed vectors, at least
 OVERFETCH = 10  # how many times more than wanted is scored again
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
@@ -77,7 +82,9 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
             made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
             if progress is not None:
                 progress(made.ntotal)
-    return ApproximateIndex(kind, index, made)
+    found = ApproximateIndex(kind, index, made)
+    found.tune()
+    return found
 
 
 def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
@@ -85,7 +92,7 @@ def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
     import faiss
 
     if kind == "hnsw":
-        return faiss.IndexHNSWFlat(dim, NEIGHBOURS, faiss.METRIC_INNER_PRODUCT), 0
+        return faiss.index_factory(dim, f"HNSW{NEIGHBOURS}_SQfp16", faiss.METRIC_INNER_PRODUCT), SAMPLE
     if kind not in NAMES:
         return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
     cells = max(1, min(int(4 * math.sqrt(documents)), documents // 39))  # k-means wants 39 of each
@@ -98,13 +105,34 @@ def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
 class ApproximateIndex(VectorIndex):
     """An index of FAISS that finds candidates, beside the vectors, by which what it finds is scored exactly.
 
-    index: the exact one that it is made of; faiss: over the same documents, its labels being the rows.
+    index: the exact one that it is made of; faiss: over the same documents, its labels being the rows. effort: how far it
+    looks, in cells or in candidates of the graph. recall: what share it was measured to find with it; None: not measured.
     """
 
-    def __init__(self, kind: str, index: VectorIndex, faiss: faiss.Index) -> None:
+    def __init__(
+        self, kind: str, index: VectorIndex, faiss: faiss.Index, *, effort: int = 4, recall: float | None = None
+    ) -> None:
         super().__init__(index.dim, index.segments)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
-        self.kind, self.faiss = kind, faiss
+        self.kind, self.faiss, self.effort, self.recall = kind, faiss, effort, recall
+
+    def tune(self) -> None:
+        """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
+        if self.kind not in NAMES or not len(self.seqs):
+            return
+        self.effort = NEIGHBOURS if self.kind == "hnsw" else 4
+        rng = np.random.default_rng(0)
+        rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
+        queries, itself = self._at(rows), list(rows[:, None])  # which every search finds
+        least = [scores.min() for scores, _ in self._scan(queries, NEAREST, None, itself)]
+        while True:
+            before, found = self.recall or 0, self._find(queries, NEAREST, None, itself)
+            self.recall = float(
+                np.mean([np.mean(scores >= low) for (scores, _), low in zip(found, least, strict=True)])
+            )
+            if self.recall >= FOUND or self.recall < before + GAIN or self.effort >= MOST:
+                return
+            self.effort *= 2
 
     def append(self, seqs: np.ndarray, vectors: np.ndarray) -> None:
         super().append(seqs, vectors)
@@ -140,8 +168,7 @@ class ApproximateIndex(VectorIndex):
 
         only = None if wanted is None else faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))  # type: ignore[call-arg, arg-type]
         if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(sel=only, efSearch=max(WIDTH, fetch))  # type: ignore[attr-defined]
+            return faiss.SearchParametersHNSW(sel=only, efSearch=max(self.effort, fetch))  # type: ignore[attr-defined]
         if self.kind in ("ivf", "ivf-pq"):
-            cells = faiss.downcast_index(self.faiss).nlist  # type: ignore[attr-defined]
-            return faiss.SearchParametersIVF(sel=only, nprobe=max(PROBED, cells // PROBED))  # type: ignore[call-arg]
+            return faiss.SearchParametersIVF(sel=only, nprobe=self.effort)  # type: ignore[call-arg]
         return None  # not every kind takes a selector

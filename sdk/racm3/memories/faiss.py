@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,17 +149,11 @@ class FaissMemory(MemoryStore):
                 (scores.tolist(), seqs.tolist())
                 for scores, seqs in index.nearest(queries, k, allowed=allowed, excluded=excluded)
             ]
-            named = self._journal.names({seq for _, seqs in found for seq in seqs})
+            ids = self._journal.ids({seq for _, seqs in found for seq in seqs})
             answer = []
             for scores, seqs in found:
-                best = sorted((-score, named[seq][0], seq) for score, seq in zip(scores, seqs, strict=True))[:k]
-                rows = index.vectors(np.array([seq for _, _, seq in best], dtype=np.int64))
-                answer.append(
-                    [
-                        Hit(id=id, score=-negative, vector=row, hashes=named[seq][1], load=self._loader(seq, id))
-                        for (negative, id, seq), row in zip(best, rows, strict=True)
-                    ]
-                )
+                best = sorted((-score, ids[seq], seq) for score, seq in zip(scores, seqs, strict=True))[:k]
+                answer.append(self._hits(index, [(seq, id, -negative) for negative, id, seq in best]))
             return answer
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
@@ -199,11 +194,8 @@ class FaissMemory(MemoryStore):
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
             seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            named = self._journal.names(seqs.tolist())
-            return [
-                Hit(id=named[seq][0], vector=row, hashes=named[seq][1], load=self._loader(seq, named[seq][0]))
-                for seq, row in zip(seqs.tolist(), index.vectors(seqs), strict=True)
-            ]
+            ids = self._journal.ids(seqs.tolist())
+            return self._hits(index, [(seq, ids[seq], None) for seq in seqs.tolist()])
 
     def delete(self, ids: Sequence[str]) -> int:
         ids = id_list(ids)
@@ -246,7 +238,8 @@ class FaissMemory(MemoryStore):
             self._index = None
 
     def stats(self) -> dict[str, Any]:
-        """What is stored: documents, texts, images, fields with their documents, index, encoder, and bytes on disk."""
+        """What is stored: documents, texts, images, fields with their documents, encoder, and bytes on disk; the name of the
+        index, and the share of the nearest documents that it was measured to find, None where it finds all."""
         with self._journal.reading():
             encoder, stats, index = self._journal.encoder(), self._journal.stats(), self._journal.index_name()
         files = sorted(self._folder.iterdir()) if self._folder is not None else []
@@ -254,6 +247,7 @@ class FaissMemory(MemoryStore):
         return {
             **stats,
             "index": index,
+            "recall": None if self._folder is None else snapshot.saved_recall(self._folder),
             "encoder": encoder and {"fingerprint": encoder.fingerprint, "dim": encoder.dim},
             "bytes": sizes,
         }
@@ -394,14 +388,26 @@ class FaissMemory(MemoryStore):
                 fresh = 0
         index.last_seq = state.last_seq
 
-    def _loader(self, seq: int, id: str) -> Callable[[], Document]:
-        def load() -> Document:
-            with self._journal.reading():
-                for row in self._journal.rows_of([seq]):
-                    return self._journal.document(row)
-            raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
+    def _hits(self, index: VectorIndex, found: Sequence[tuple[int, str, float | None]]) -> list[Hit]:
+        """Hits, for documents by number, id and score; inside a transaction."""
+        seqs = [seq for seq, _, _ in found]
 
-        return load
+        @cache
+        def hashes() -> dict[int, list[str]]:  # of all at once, when the first is asked for
+            with self._journal.reading():
+                return self._journal.hashes(seqs)
+
+        def hit(seq: int, id: str, score: float | None, vector: np.ndarray) -> Hit:
+            def load() -> Document:
+                with self._journal.reading():
+                    for row in self._journal.rows_of([seq]):
+                        return self._journal.document(row)
+                raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
+
+            return Hit(id=id, score=score, vector=vector, hashes=lambda: hashes().get(seq, ()), load=load)
+
+        vectors = index.vectors(np.array(seqs, dtype=np.int64))
+        return [hit(*one, vector) for one, vector in zip(found, vectors, strict=True)]
 
 
 def _add_snapshot(folder: Path) -> None:

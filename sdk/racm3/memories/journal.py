@@ -150,18 +150,15 @@ class Journal(Database):
         rows = self.select("SELECT id, seq FROM documents WHERE id IN (?)", map(encoded, ids))
         return {decoded(id): seq for id, seq in rows}
 
-    def names(self, seqs: Iterable[int]) -> dict[int, tuple[str, list[str]]]:
-        """Of each document its id, and the content hashes of its parts."""
-        found: dict[int, tuple[str, list[str]]] = {}
-        statement = (
-            "SELECT documents.seq, id, hash FROM documents LEFT JOIN parts ON parts.seq = documents.seq"
-            " LEFT JOIN contents ON key = content WHERE documents.seq IN (?)"
-        )
-        for seq, id, hash in self.select(statement, seqs):
-            if seq not in found:
-                found[seq] = decoded(id), []
-            if hash is not None:
-                found[seq][1].append(hash.hex())
+    def ids(self, seqs: Iterable[int]) -> dict[int, str]:
+        return {seq: decoded(id) for seq, id in self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)}
+
+    def hashes(self, seqs: Iterable[int]) -> dict[int, list[str]]:
+        """Content hashes of the parts of each document."""
+        found: dict[int, list[str]] = {}
+        statement = "SELECT seq, hash FROM parts JOIN contents ON key = content WHERE seq IN (?)"
+        for seq, hash in self.select(statement, seqs):
+            found.setdefault(seq, []).append(hash.hex())
         return found
 
     def tagged(self, seq: int, fields: Iterable[Field]) -> int:

@@ -47,6 +47,12 @@ def saved_state(folder: Path) -> State | None:
     return None if header is None else State(header["last_seq"], header["generation"])
 
 
+def saved_recall(folder: Path) -> float | None:
+    """What share of the nearest documents the index of a snapshot was measured to find; None: all, or not measured."""
+    header = _header(folder)
+    return None if header is None or header["index"] is None else header["index"].get("recall")
+
+
 def load(folder: Path, dim: int) -> VectorIndex | None:
     """The index of a folder's snapshot, or None."""
     header = _header(folder)
@@ -83,7 +89,7 @@ def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
     found = faiss.read_index(str(path))
     if (found.ntotal, found.d) != (len(index.seqs), index.dim):
         raise ValueError(f"{path.name} is of other vectors")
-    return ApproximateIndex(made["kind"], index, found)
+    return ApproximateIndex(made["kind"], index, found, effort=made["effort"], recall=made["recall"])
 
 
 def damaged(folder: Path) -> bool:
@@ -105,7 +111,7 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
         if index.dead * 4 > len(index.seqs):
             compact = index.over([_stored(index.parts, folder)] if len(index.live) else [])
             index = made_of(compact, index.kind) if index.kind != "exact" else compact
-        spill(index, folder)
+        spill(index, folder, join=True)
         header: dict[str, Any] = {
             "format": FORMAT,
             "last_seq": index.last_seq,
@@ -122,7 +128,13 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
         if isinstance(index, ApproximateIndex):
             made = index.faiss
             path, sha256 = _published(folder, "index-{}.faiss", lambda file: _write(made, file))
-            header["index"] = {"kind": index.kind, "file": path.name, "sha256": sha256}
+            header["index"] = {
+                "kind": index.kind,
+                "effort": index.effort,
+                "recall": index.recall,
+                "file": path.name,
+                "sha256": sha256,
+            }
         header["checksum"] = _checksum(header)
         part = _part(folder)
         try:
@@ -134,11 +146,13 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
     return index
 
 
-def spill(index: VectorIndex, folder: Path) -> None:
-    """Write what an index holds in memory, and map it; the snapshot does not name it yet. Raises `MemoryStoreError`."""
+def spill(index: VectorIndex, folder: Path, *, join: bool = False) -> None:
+    """Write what an index holds in memory, and map it; the snapshot does not name it yet. Raises `MemoryStoreError`.
+
+    join: write those segments anew with it that are not much larger, so that there are few of them."""
     segments = index.segments
     first, rows = len(segments), 0
-    while first and (segments[first - 1].path is None or len(segments[first - 1]) < 2 * rows):
+    while first and (segments[first - 1].path is None or (join and len(segments[first - 1]) < 2 * rows)):
         first -= 1
         rows += len(segments[first])
     gone = [segment for segment in segments[:first] if segment.path is not None and not segment.path.exists()]
