@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2
 HEADER = "index.json"
-CHECKED = 2**26  # bytes; a segment up to so large is read and compared with its checksum when it is opened
+CHECKED = 2**24  # bytes; a segment up to so large is read and compared with its checksum when it is opened
 ABANDONED = 3600  # seconds after which a temporary file is nobody's
 
 logger = logging.getLogger("racm3.memories")
