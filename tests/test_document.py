@@ -205,6 +205,20 @@ def test_square_pads_on_white():
     assert Image(PIL.Image.new("RGB", (8, 4))).square(8, fill=(9, 9, 9))[0].max() == 9
 
 
+def test_a_line_of_a_million_pixels_can_be_squared():
+    """Padded as it is, it would have 10**12."""
+    square = Image(PIL.Image.new("RGB", (1, 10**6), "black")).square(7)
+    assert square.shape == (7, 7, 3) and square[:, 0].min() == 255
+    square = Image(PIL.Image.new("RGB", (9000, 3000), "black")).square(9)
+    assert square[4].max() < 5 and square[0].min() == square[8].min() == 255
+
+
+def test_transparent_pixels_show_white_as_far_as_they_are_transparent():
+    value, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    shown = np.asarray(Image(np.stack([value, value, value, alpha], -1).astype(np.uint8)).picture)[..., 0]
+    assert np.abs(shown - (value * alpha + 255 * (255 - alpha)) / 255).max() <= 0.5
+
+
 def test_images_show_themselves(noise):
     assert Image(noise)._repr_png_().startswith(b"\x89PNG")
     html = Document(["<b>", Image(noise), Blank("text")])._repr_html_()

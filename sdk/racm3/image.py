@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 64_000_000
+MAX_SIDE = 8000  # pixels, of the square that a picture is padded to: the side of one of MAX_PIXELS
 
 
 def sha256(*pieces: bytes) -> str:
@@ -140,13 +141,20 @@ class Image:
         return self.picture.size
 
     def square(self, size: int, *, fill: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
-        """The picture centred on a square of `fill` and resized: uint8 [size, size, 3]."""
+        """The picture centred on a square of `fill` and resized: uint8 [size, size, 3].
+
+        A picture that is not square and longer than MAX_SIDE is first reduced to that: padded as it is, a line of a few
+        thousand pixels would take gigabytes.
+        """
         import numpy as np
         import PIL.Image
 
         picture = self.picture
         side = max(picture.size)
         if picture.width != picture.height:
+            if side > MAX_SIDE:
+                reduced = [max(1, edge * MAX_SIDE // side) for edge in picture.size]
+                picture, side = picture.resize(reduced, PIL.Image.Resampling.BICUBIC), MAX_SIDE
             canvas = PIL.Image.new("RGB", (side, side), fill)
             canvas.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
             picture = canvas
@@ -210,17 +218,20 @@ def _from_array(array: np.ndarray) -> PIL.Image.Image:
 
 def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     """RGB, upright, on white: what every encoder and tokenizer sees."""
+    import PIL.ExifTags
     import PIL.Image
     import PIL.ImageOps
 
-    picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # or it would be copied for nothing
+        picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in ("La", "RGBa"):  # premultiplied: converting to RGB would forget the alpha
         picture = picture.convert(picture.mode.upper())
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        canvas = PIL.Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = PIL.Image.alpha_composite(canvas, picture)
-    elif picture.mode.startswith("I") or picture.mode == "F":
+        picture = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+        canvas = PIL.Image.new("RGB", picture.size, (255, 255, 255))
+        canvas.paste(picture, mask=picture)
+        return canvas
+    if picture.mode.startswith("I") or picture.mode == "F":
         # 16-bit greys: Pillow's own conversion clips instead of scaling.
         picture = picture.convert("I").point(lambda value: value / 256).convert("L")
     return picture.convert("RGB")

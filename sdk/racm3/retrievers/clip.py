@@ -21,6 +21,7 @@ import numpy as np
 
 from ..document import Document, Image, Text
 from ..errors import CheckpointError, ConfigError, ModalityError, WeightsNotFound
+from ..image import MAX_SIDE
 from ..interfaces import Encoder, Retriever
 from .clip_weights import ClipSource, find_source, kind_of
 
@@ -192,7 +193,7 @@ class ClipRetriever(Retriever):
 
         width, height = image.size
         if self.pad and width != height:
-            return PIL.Image.fromarray(image.square(max(width, height)))
+            return PIL.Image.fromarray(image.square(min(max(width, height), MAX_SIDE)))
         return image.picture
 
     def _patch_size(self, size: int) -> int:
