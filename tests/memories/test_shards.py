@@ -14,7 +14,7 @@ from racm3.document import Document, Image
 from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
 from racm3.memories.faiss import FaissMemory
-from racm3.memories.shards import Export, export_memory, import_memory
+from racm3.memories.shards import Export, _checksum, export_memory, import_memory
 
 DIM = 8
 ENCODER = Encoder("encoder", DIM)
@@ -160,6 +160,17 @@ def test_a_flipped_bit_of_the_manifest_is_found(shards, place):
         Export(shards)
 
 
+@pytest.mark.parametrize("dim", [0, -1, 2**31, 2**70, float("inf"), None, "wide"])
+def test_a_width_that_no_vector_has_is_refused(shards, dim):
+    """The checksum says nothing about who wrote it."""
+    said = json.loads((shards / "export.json").read_text())
+    said["encoder"]["dim"] = dim
+    said["checksum"] = _checksum(said)
+    (shards / "export.json").write_text(json.dumps(said))
+    with pytest.raises(MemoryCorrupt):
+        Export(shards)
+
+
 def test_half_an_export_is_refused_and_begun_anew(memory, tmp_path, monkeypatch):
     folder, fsyncs = tmp_path / "shards", []
 
@@ -232,6 +243,12 @@ def link(name):
     return member
 
 
+def sized(size):
+    member = tarfile.TarInfo("0.npy")
+    member.size = size
+    return member
+
+
 def array(shape, dtype="<f4", data=b""):
     header = repr({"descr": dtype, "fortran_order": False, "shape": shape}).encode()
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + data
@@ -251,9 +268,12 @@ def array(shape, dtype="<f4", data=b""):
         {"png": b""},
         {"png": link("/etc/passwd")},
         {"npy": b""},
+        {"npy": sized(-512)},
+        {"npy": sized(2**62)},
         {"npy": b"PK\x03\x04"},
         {"npy": array((DIM,), "|O", b"cos\nsystem\n")},
         {"npy": array((10**15,))},
+        {"npy": b"\x93NUMPY\x01\x00\x0a\x00{'descr': ("},
         {"npy": array((DIM,), data=b"short")},
         {"npy": array((DIM,), data=b"\0" * 4 * DIM)},  # not of unit norm
     ],

@@ -73,7 +73,9 @@ class Export:
             ]
             if any(Path(shard.name).name != shard.name for shard in self.shards):  # nothing outside is read
                 raise ValueError(self.shards)
-        except (KeyError, TypeError, ValueError) as error:
+            if not 0 < self.encoder.dim < 2**31:
+                raise ValueError(self.encoder)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise _damaged(self.folder / MANIFEST) from error
 
     def __len__(self) -> int:
@@ -289,10 +291,12 @@ def _read(path: Path, dim: int) -> Iterator[tuple[Document, np.ndarray]]:
             for key, files in _samples(tar):
                 try:
                     yield _document(files), _vector(files, dim)
-                except (RACM3Error, KeyError, TypeError, ValueError, RecursionError) as error:
+                except Exception as error:  # numpy raises TokenError, SyntaxError, ValueError ... on a bad header
                     why = error.message if isinstance(error, RACM3Error) else str(error)
                     raise MemoryCorrupt(f"{path.name}: {key} cannot be read: {why}.", "Export it again.") from error
-    except (tarfile.TarError, OSError) as error:
+    except RACM3Error:
+        raise
+    except Exception as error:  # tarfile raises TarError, OSError, ValueError, OverflowError ... on a bad header
         raise MemoryCorrupt(f"{path.name} cannot be read: {error}.", "Copy it, or export it, again.") from error
 
 
