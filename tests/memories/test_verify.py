@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import random
 import sqlite3
+from itertools import islice
 
 import numpy as np
 import pytest
 
 from racm3.document import Document, Image
-from racm3.errors import MemoryStoreError
+from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
 from racm3.memories.faiss import FaissMemory
 
@@ -60,6 +61,8 @@ def test_a_memory_that_was_used_is_sound(folder):
         ("UPDATE documents SET vector = zeroblob(64) WHERE seq = 6", "'d5' does not match its checksum"),
         ("UPDATE contents SET data = x'00' WHERE key = 11", "'d5' does not match"),
         ("UPDATE contents SET hash = zeroblob(32) WHERE key = 12", "'d5' does not match"),
+        ("UPDATE contents SET hash = zeroblob(32) WHERE key = 11", "'d5' does not match"),
+        ("UPDATE contents SET hash = 7 WHERE key = 12", "'d5' does not match"),
         ("DELETE FROM parts WHERE seq = 6", "2 contents are shown by no document"),
         ("UPDATE parts SET seq = 99 WHERE seq = 6 AND position = 0", "1 parts belong to no document"),
         ("DELETE FROM contents WHERE key = 11", "1 parts show nothing"),
@@ -67,7 +70,11 @@ def test_a_memory_that_was_used_is_sound(folder):
         ("UPDATE fields SET value = 77 WHERE value = 5", "Filters do not find document 'd5'"),
         ("INSERT INTO tags SELECT max(key), 2 FROM fields WHERE value = 29", "by 1 values that they do not have"),
         ("UPDATE sqlite_sequence SET seq = 20", "10 documents are numbered above"),
+        ("UPDATE sqlite_sequence SET seq = 'thirty'", "does not know how far it has come"),
+        ("UPDATE manifest SET value = 0.5 WHERE name = 'generation'", "does not know how far it has come"),
+        ("DELETE FROM manifest WHERE name = 'generation'", "does not know how far it has come"),
         ("UPDATE manifest SET value = 'other' WHERE name = 'fingerprint'", "does not know its encoder"),
+        ("UPDATE manifest SET value = '16' WHERE name = 'dim'", "does not know its encoder"),
         ("UPDATE manifest SET value = 8 WHERE name = 'dim'", "does not know its encoder"),
         ("DELETE FROM manifest WHERE name = 'fingerprint'", "does not know its encoder"),
     ],
@@ -81,6 +88,26 @@ def test_each_table_is_checked(folder, statement, problem):
     connection.close()
     with FaissMemory(folder, read_only=True) as memory:
         assert any(problem in said for said in memory.verify()), memory.verify()
+
+
+def test_documents_that_are_out_of_order_are_told_and_not_read_for_ever(folder):
+    data = bytearray((folder / "memory.db").read_bytes())
+    # A row stands in its page as its number, the width of its header (8), and the types of its columns.
+    data[data.index(bytes([30, 8, 0, 12 + 2 * len("d29"), 12 + 2 * 32]))] = 1
+    (folder / "memory.db").write_bytes(data)
+    with FaissMemory(folder, read_only=True) as memory:
+        assert any("out of order" in said for said in memory.verify())
+        with pytest.raises(MemoryCorrupt, match="out of order"):
+            list(islice(memory.items(), 100))
+
+
+def test_a_document_that_is_gone_is_told(folder):
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        connection.execute("DELETE FROM documents WHERE seq = 6")
+    connection.close()
+    with FaissMemory(folder, read_only=True) as memory, pytest.raises(MemoryCorrupt, match="1 documents of its index"):
+        memory.search(unit(0, 30)[5:6], k=3)
 
 
 def test_a_snapshot_that_differs_is_told(folder):

@@ -78,6 +78,9 @@ class Database:
         try:
             with _translated(self.place):
                 self._open_or_create()
+        except UnicodeDecodeError as error:  # SQLite's own message quotes what is no text any more
+            self.connection.close()
+            raise _damaged(self.place, "its tables are not described by text") from error
         except BaseException:
             self.connection.close()
             raise
@@ -282,12 +285,14 @@ def _translated(place: str) -> Iterator[None]:
         if code == sqlite3.SQLITE_READONLY:
             raise MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.") from error
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise MemoryCorrupt(
-                f"{place} is damaged, or not a memory: {error}.", "Restore it from a backup."
-            ) from error
+            raise _damaged(place, error) from error
         if code == sqlite3.SQLITE_CANTOPEN:
             raise MemoryStoreError(
                 f"{place} cannot be opened: {error}.",
                 "A memory for a read-only folder is made with FaissMemory.export_read_only.",
             ) from error
         raise MemoryStoreError(f"{place} failed: {error}.") from error
+
+
+def _damaged(place: str, why: object) -> MemoryCorrupt:
+    return MemoryCorrupt(f"{place} is damaged, or not a memory: {why}.", "Restore it from a backup.")

@@ -30,6 +30,9 @@ STORED = 128  # documents, with their images, that are stored at a time
 KINDS = (b"text", b"image")  # of contents, as their checksum covers them
 METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
+COLUMNS = (
+    "seq, id, content_hash, metadata, vector, checksum"  # of documents: as in `Row`; damage can change the table's
+)
 
 
 class State(NamedTuple):
@@ -77,9 +80,12 @@ def matches(check: object, *pieces: object) -> bool:
 
 
 def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
-    """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number."""
+    """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number; else `MemoryCorrupt`."""
     import numpy as np
 
+    for row in rows:
+        if len(row.vector) not in (2 * dim, 4 * dim):
+            raise corrupt(row.name)
     read = [np.frombuffer(row.vector, f"<f{len(row.vector) // dim}") for row in rows]
     return np.array(read, dtype=np.float32).reshape(len(rows), dim)
 
@@ -95,9 +101,13 @@ class Journal(Database):
 
     def state(self) -> State:
         last, generation = self.connection.execute(
-            "SELECT (SELECT max(seq) FROM sqlite_sequence WHERE name = 'documents'), value FROM manifest"
-            " WHERE name = 'generation'"
+            "SELECT (SELECT max(seq) FROM sqlite_sequence WHERE name = 'documents'),"
+            " (SELECT value FROM manifest WHERE name = 'generation')"
         ).fetchone()
+        if type(last) not in (int, type(None)) or type(generation) is not int:
+            raise MemoryCorrupt(
+                f"{self.place} does not know how far it has come any more.", "Restore it from a backup."
+            )
         return State(last or 0, generation)
 
     def encoder(self) -> Encoder | None:
@@ -105,7 +115,7 @@ class Journal(Database):
         if not {"fingerprint", "dim", "encoder_checksum"} & set(found):
             return None
         encoder = Encoder(found.get("fingerprint", ""), found.get("dim", 0))
-        if found.get("encoder_checksum") != _checksum_of(encoder):
+        if type(encoder.dim) is not int or found.get("encoder_checksum") != _checksum_of(encoder):
             raise MemoryCorrupt(
                 f"{self.place} does not know its encoder any more: what it says does not match its checksum.",
                 "Restore it from a backup.",
@@ -151,14 +161,22 @@ class Journal(Database):
         return {decoded(id): seq for id, seq in rows}
 
     def ids(self, seqs: Iterable[int]) -> dict[int, str]:
-        return {seq: decoded(id) for seq, id in self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)}
+        """The ids of documents that an index of this state holds. Raises `MemoryCorrupt` when one of them is gone."""
+        seqs = {int(seq) for seq in seqs}
+        rows = self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)
+        if len(rows) != len(seqs):
+            raise MemoryCorrupt(
+                f"{self.place} is damaged: {len(seqs) - len(rows)} documents of its index are not found.",
+                "Restore it from a backup.",
+            )
+        return {seq: decoded(id) for seq, id in rows}
 
     def hashes(self, seqs: Iterable[int]) -> dict[int, list[str]]:
         """Content hashes of the parts of each document."""
         found: dict[int, list[str]] = {}
-        statement = "SELECT seq, hash FROM parts JOIN contents ON key = content WHERE seq IN (?)"
-        for seq, hash in self.select(statement, seqs):
-            found.setdefault(seq, []).append(hash.hex())
+        statement = "SELECT seq, lower(hex(hash)) FROM parts JOIN contents ON key = content WHERE seq IN (?)"
+        for seq, hash in self.select(statement, map(int, seqs)):
+            found.setdefault(seq, []).append(hash)
         return found
 
     def tagged(self, seq: int, fields: Iterable[Field]) -> int:
@@ -176,15 +194,22 @@ class Journal(Database):
         return {"documents": self.count(), "texts": texts, "images": images, "fields": found}
 
     def rows(self, *, after: int, last: int, limit: int = BATCH) -> list[Row]:
-        """The next batch of documents by sequence number, after < seq <= last."""
+        """The next batch of documents by sequence number, after < seq <= last. Raises `MemoryCorrupt` when they do not
+        come in order: whoever goes on after the last of them would never end."""
         found = self.connection.execute(
-            "SELECT * FROM documents WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, last, limit)
+            f"SELECT {COLUMNS} FROM documents WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, last, limit)
         )
-        return [Row(*row) for row in found]
+        rows = [Row(*row) for row in found]
+        seqs = [after, *(row.seq for row in rows)]
+        if seqs != sorted(set(seqs)):
+            raise MemoryCorrupt(
+                f"{self.place} is damaged: its documents are out of order.", "Restore it from a backup."
+            )
+        return rows
 
     def rows_of(self, seqs: Iterable[int]) -> list[Row]:
         """Documents by sequence number, in no particular order."""
-        return [Row(*row) for row in self.select("SELECT * FROM documents WHERE seq IN (?)", map(int, seqs))]
+        return [Row(*row) for row in self.select(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))]
 
     def document(self, row: Row) -> Document:
         """The document of a row, checked. Raises `MemoryCorrupt`, naming it, when it is not what was written."""
@@ -199,12 +224,16 @@ class Journal(Database):
 
     def _parts(self, seq: int) -> Iterator[Text | Image]:
         for hash, is_image, data, check in self.connection.execute(
-            "SELECT hash, is_image, data, checksum FROM parts JOIN contents ON key = content WHERE seq = ? ORDER BY position",
+            "SELECT lower(hex(hash)), is_image, data, checksum FROM parts JOIN contents ON key = content"
+            " WHERE seq = ? ORDER BY position",
             (seq,),
         ):
             if not matches(check, KINDS[bool(is_image)], data):
                 raise ValueError("A part does not match its checksum.")
-            yield Image.restore(data, hash.hex()) if is_image else Text(data.decode("utf-8", "surrogatepass"))
+            part = Image.restore(data, hash) if is_image else Text(data.decode("utf-8", "surrogatepass"))
+            if part.content_hash != hash:  # by which a search leaves it out
+                raise ValueError("A part is not what its hash names.")
+            yield part
 
     def set_encoder(self, encoder: Encoder) -> None:
         known = [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]
