@@ -3,7 +3,8 @@
 Linux, with a C compiler. A process goes through everything that changes a memory, and at each call of it that changes a
 file (faults.c, preloaded, counts them) it is killed, killed in the middle of the write, or the disk is full, broken, or
 takes half of a write; then it is killed at random moments of random work. After each of these the memory is opened and
-compared with what was acknowledged: the documents, their vectors, every checksum, and what searches find. Exit status 1,
+compared with what was acknowledged: the documents, their vectors, every checksum, and what searches find; and an import or
+an export that was stopped is begun again. Exit status 1,
 and a sentence for each, when anything is other than promised.
 
 --every: of the calls only each n-th; 0: none. --moments: random kills.
@@ -34,13 +35,14 @@ import numpy as np
 from racm3.document import Document, Image
 from racm3.errors import MemoryStoreError, RACM3Error
 from racm3.interfaces import Encoder
-from racm3.memories import approximate
+from racm3.memories import approximate, shards
 from racm3.memories.faiss import FaissMemory
 from racm3.memories.shards import Export, export_memory, import_memory
 
 KINDS = ("none", "kill", "tear", "full", "broken", "short")  # as in faults.c
 DIM = 8
 ENCODER = Encoder("faults", DIM)
+IMPORTED = "imported"  # beside the memory: shards
 CHAIN = 25  # random kills that one memory goes through
 LIMIT = 5.0  # seconds that opening and checking may take
 
@@ -69,10 +71,23 @@ class Step(NamedTuple):
             memory.export_read_only(place / "export", snapshot=True)
         elif self.kind == "shards":
             export_memory(memory, place / "shards", shard_bytes=2**14)
+        elif self.kind == "import":
+            import_memory(place.parent / IMPORTED, memory)
+        elif self.kind in approximate.NAMES:
+            memory.reindex(self.kind)
         else:
-            {"flush": memory.flush, "compact": memory.compact, "reindex": lambda: memory.reindex("hnsw")}[self.kind]()
+            {"flush": memory.flush, "compact": memory.compact}[self.kind]()
+
+    def between(self, state: State) -> list[State]:
+        """What a memory may hold when the step was not finished, besides what it held before it and holds after it."""
+        if self.kind != "import":
+            return []
+        missing = [name for name in self.names if name not in state]
+        return [{**state, **dict.fromkeys(missing[:n], 0)} for n in range(1, len(missing) + 1)]
 
     def effect(self, state: State) -> State:
+        if self.kind == "import":
+            return {**state, **{name: 0 for name in self.names if name not in state}}
         left = {name: version for name, version in state.items() if name not in self.names}
         if self.kind == "add":
             return {**left, **dict.fromkeys(self.names, 0)}
@@ -92,15 +107,15 @@ def vectors(state: State) -> np.ndarray:
     return made / np.linalg.norm(made, axis=1, keepdims=True)
 
 
-def names(first: int, n: int) -> tuple[str, ...]:
-    return tuple(f"d{number}" for number in range(first, first + n))
+def names(first: int, n: int, letter: str = "d") -> tuple[str, ...]:
+    return tuple(f"{letter}{number}" for number in range(first, first + n))
 
 
 # Everything of ours that touches the disk, and some of it twice: the second time there is something to take away.
 EVERYTHING = [
     Step("bind"), Step("add", names(0, 4)), Step("search"), Step("flush"), Step("add", names(4, 3)),
     Step("replace", ("d1", "d5")), Step("delete", ("d0", "d6")), Step("flush"), Step("add", names(7, 2)),
-    Step("compact"), Step("reindex"), Step("export"), Step("shards"),
+    Step("compact"), Step("hnsw"), Step("import", names(0, 5, "i")), Step("ivf"), Step("exact"), Step("export"), Step("shards"),
 ]  # fmt: skip
 
 
@@ -108,7 +123,8 @@ def random_steps(draw: random.Random, state: State) -> Iterator[Step]:
     fresh = max((int(name[1:]) for name in state if name[0] == "d"), default=0) + 1
     while True:
         kind = draw.choices(
-            ["add", "replace", "delete", "search", "flush", "compact", "reindex"], [8, 3, 2, 2, 2, 1, 1]
+            ["add", "replace", "delete", "search", "flush", "compact", "hnsw", "ivf", "exact", "import"],
+            [16, 6, 4, 4, 4, 2, 1, 1, 1, 1],
         )[0]
         if kind == "add":
             step = Step(kind, names(fresh, draw.randint(1, 20)))
@@ -116,7 +132,7 @@ def random_steps(draw: random.Random, state: State) -> Iterator[Step]:
         elif kind in ("replace", "delete"):
             step = Step(kind, tuple(draw.sample(sorted(state), min(len(state), draw.randint(1, 5)))))
         else:
-            step = Step(kind)
+            step = Step(kind, names(0, 5, "i") if kind == "import" else ())
         yield step
         state = step.effect(state)
 
@@ -149,7 +165,7 @@ def work(place: Path, steps: Iterator[Step], state: State, say: Callable[[Any], 
     for step in steps:
 
         def still_there() -> None:
-            if list(memory.items()) != [] and (found := seen(memory)) != state:  # noqa: B023
+            if list(memory.items()) != [] and (found := seen(memory)) not in [state, *step.between(state)]:  # noqa: B023
                 say(["wrong", f"after a failed {step.kind} there is {found}, not {state}"])  # noqa: B023
 
         attempt(lambda: step.run(memory, state, place), still_there)  # noqa: B023
@@ -258,15 +274,26 @@ def check_shards(place: Path, state: State) -> list[str]:
     target = place / "shards"
     try:
         try:
-            shards = Export(target)
+            export = Export(target)
         except MemoryStoreError:
             with FaissMemory(place / "memory") as memory:
-                shards = export_memory(memory, target)
+                export = export_memory(memory, target)
         with FaissMemory() as copy:
-            import_memory(shards, copy)
+            import_memory(export, copy)
             return [] if seen(copy) == state else ["the shards hold something else"]
     except Exception as error:
         return [f"shards: {type(error).__name__}: {error}"]
+
+
+def check_import(place: Path, state: State) -> list[str]:
+    """An import that was stopped goes on where it is begun again."""
+    step = Step("import", names(0, 5, "i"))
+    try:
+        with FaissMemory(place / "memory") as memory:
+            step.run(memory, state, place)
+            return [] if seen(memory) == step.effect(state) else [f"after another import it holds {seen(memory)}"]
+    except Exception as error:
+        return [f"import: {type(error).__name__}: {error}"]
 
 
 # All of them
@@ -293,10 +320,12 @@ def at_every_call(base: Path, every: int, wrong: list[str]) -> dict[str, int]:
             if survives and len(steps) < len(EVERYTHING):
                 wrong.append(f"{kind} at call {at}: it did not get further than {steps[-1:]}: {said[-1]}")
             elif not survives and len(steps) < len(EVERYTHING):
-                allowed.append(EVERYTHING[len(steps)].effect(state))
+                step = EVERYTHING[len(steps)]
+                allowed += [*step.between(state), step.effect(state)]
             exported = check_export(base, state) if (base / "export").exists() else []
             exported += check_shards(base, state) if (base / "shards").exists() else []
-            problems = exported + check(base, allowed)[1]
+            found, problems = check(base, allowed)
+            problems = exported + problems + check_import(base, found)
             problems += [one[1] for one in said if one[0] == "wrong"]
             wrong += [f"{kind} at call {at}, after {steps[-1:]}: {problem}" for problem in problems]
             done[kind] = done.get(kind, 0) + 1
@@ -321,8 +350,8 @@ def at_random_moments(base: Path, moments: int, seed: int, wrong: list[str]) -> 
         for _ in [one for one in said if isinstance(one, str)][1:]:
             state = next(steps).effect(state)
         documents += len(state)
-        following = next(steps).effect(state)
-        found, problems = check(base, [state, following])
+        step = next(steps)
+        found, problems = check(base, [state, *step.between(state), step.effect(state)])
         wrong += [f"moment {moment}: {problem}" for problem in problems]
         state = found
     return {"moments": moments, "acknowledged_documents_looked_for": documents}
@@ -331,6 +360,16 @@ def at_random_moments(base: Path, moments: int, seed: int, wrong: list[str]) -> 
 def _bound(steps: Iterator[Step]) -> Iterator[Step]:
     yield Step("bind")
     yield from steps
+
+
+def imported(base: Path) -> None:
+    """Shards to import, in several transactions."""
+    shards.BATCH = 2
+    state = dict.fromkeys(names(0, 5, "i"), 0)
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add([document(*one) for one in state.items()], vectors(state))
+        export_memory(memory, base / IMPORTED)
 
 
 def fresh(base: Path) -> None:
@@ -370,6 +409,7 @@ def main() -> None:
             memory.bind(ENCODER)
             memory.add([document("d0", 0)], vectors({"d0": 0}))
             memory.search(vectors({"d0": 0}), k=1)
+        imported(base)
         result: dict[str, Any] = {}
         if given.every:
             result["at_every_call"] = at_every_call(base / "store", given.every, wrong)
