@@ -1,21 +1,25 @@
 """The search behind prepared neighbours: exact, over millions of documents, a block of queries at a time.
 
-The index holds the vectors once (3 GB for a million of width 768); a block of queries needs no more than its candidates.
+The vectors are held once (3 GB for a million of width 768); a block of queries needs no more than its candidates and the
+scores of one block of documents.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from ..document import Document
 
+if TYPE_CHECKING:
+    import torch
+
 Candidates: TypeAlias = list[tuple[int, float]]  # rows and scores, best first
 
 _SPARE = 8  # candidates asked for beyond those wanted, for what is left out
-_BLOCK = 65536
+_BLOCK = 16384  # documents whose scores are worked out at once
 
 
 class NeighbourSearch:
@@ -30,7 +34,7 @@ class NeighbourSearch:
     ) -> None:  # fmt: skip
         """vectors: float32 [n, dim], may lie on disk; training, held_out: their rows."""
         self.vectors, self.groups = vectors, groups
-        self.sides = [(rows, _index(vectors, rows)) for rows in (training, held_out)]
+        self.sides = [(rows, _taken(vectors, rows)) for rows in (training, held_out)]
         self.contents: list[str] = []
         self.parts: list[frozenset[str]] = []
         for row in range(len(documents)):
@@ -67,27 +71,50 @@ class NeighbourSearch:
 
     @staticmethod
     def _nearest(
-        sides: Sequence[tuple[np.ndarray, object]], asked: np.ndarray, pool: int
+        sides: Sequence[tuple[np.ndarray, torch.Tensor]], asked: np.ndarray, pool: int
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Rows and scores of each query's best documents of all sides, best first."""
+        """Rows and scores of each query's best documents of all sides, best first, equals by row."""
         scores, rows = [], []
-        for members, index in sides:
+        for members, vectors in sides:
             if not len(members):
                 continue
-            score, place = index.search(asked, min(pool, len(members)))  # type: ignore[attr-defined]
+            score, place = best(vectors, asked, pool)
             scores.append(score)
             rows.append(members[place])
         if not scores:
             return [(np.empty(0, np.int64), np.empty(0, np.float32)) for _ in asked]
         score, row = np.concatenate(scores, 1), np.concatenate(rows, 1)
-        order = np.argsort(-score, axis=1, kind="stable")[:, :pool]
+        order = np.lexsort((row, -score))[:, :pool]
         return list(zip(np.take_along_axis(row, order, 1), np.take_along_axis(score, order, 1), strict=True))
 
 
-def _index(vectors: np.ndarray, rows: np.ndarray) -> object:
-    import faiss
+def best(vectors: torch.Tensor, asked: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Inner products and places of each query's `count` best vectors (or all), in no order: float32 and int64 [n, count].
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
+    vectors: float32 [documents, dim]; asked: float32 [n, dim]. A matrix product block by block: faiss's flat index has a
+    cost of its own for every call, which a few hundred queries do not earn back.
+    """
+    import torch
+
+    queries = torch.from_numpy(np.ascontiguousarray(asked, np.float32))
+    room = torch.empty(len(queries), min(_BLOCK, len(vectors)))  # made once: fresh memory costs as much as the choice
+    scores, places = [], []
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        product = torch.mm(queries, block.T, out=room) if len(block) == room.shape[1] else queries @ block.T
+        score, place = product.topk(min(count, len(block)), sorted=False)
+        scores.append(score)
+        places.append(place + start)
+    score, place = torch.cat(scores, 1), torch.cat(places, 1)
+    score, chosen = score.topk(min(count, score.shape[1]), sorted=False)
+    return score.numpy(), place.gather(1, chosen).numpy()
+
+
+def _taken(vectors: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+    """Rows of an array that may lie on disk, read a block at a time."""
+    import torch
+
+    taken = torch.empty(len(rows), vectors.shape[1])
     for start in range(0, len(rows), _BLOCK):
-        index.add(np.ascontiguousarray(vectors[rows[start : start + _BLOCK]], np.float32))
-    return index
+        taken[start : start + _BLOCK] = torch.from_numpy(vectors[rows[start : start + _BLOCK]])
+    return taken
