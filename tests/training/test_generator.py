@@ -351,6 +351,24 @@ def test_image_token_losses_are_those_of_x_among_image_tokens(sharp):
     assert found[0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("forms", [("text", "image"), ("image", "text")])
+def test_held_out_pictures_stand_behind_what_their_captions_found(stage, monkeypatch, forms):
+    """What a query that saw the picture found would make the figure too good."""
+    data = prepared()
+    data = replace(data, neighbours=replace(data.neighbours, forms=forms))
+    made = stage(data, k=(2,), text_queries=0.0)
+    shown, write = [], made._sequence
+    monkeypatch.setattr(
+        made, "_sequence", lambda row, context, *rest: shown.append((row, context)) or write(row, context, *rest)
+    )
+    assert made.evaluate(made.build()).keys() == {"held_out_k2"}
+    assert [row for row, _ in shown] == HELD_OUT.tolist()
+    for row, context in shown:
+        found = data.neighbours.rows[row, forms.index("text")]
+        assert context[::-1] in found.tolist()
+        assert context[::-1] not in data.neighbours.rows[row, forms.index("image")].tolist()
+
+
 def test_nothing_held_out_means_no_figures(stage):
     made = stage(replace(prepared(), held_out=np.array([], int)))
     assert made.evaluate(made.build()) == {}

@@ -153,7 +153,8 @@ def _open(settings: DataSettings, folder: Path, counts: dict[str, Any]) -> Corpu
         pixels=PixelRows(pixels, np.array([entry["picture"] for entry in entries])),
         ids=[entry["id"] for entry in entries], texts=[entry["text"] for entry in entries],
         entities=[entry["entity"] for entry in entries], names=[entry["name"] for entry in entries],
-        # One unnamed hand for all would keep pictures of one thing apart that are no duplicates.
+        # Where nobody says who drew what, the retriever learns from any two pictures of a thing; with one unnamed hand
+        # for all it would have no pairs. For neighbours the two are the same.
         sources=[entry["source"] for entry in entries] if any(entry["source"] for entry in entries) else [],
         keywords=[entry["keywords"] for entry in entries],
     )  # fmt: skip

@@ -200,13 +200,17 @@ class GeneratorStage(Stage):
             context[int(rng.integers(len(context)))] = row
         return self._sequence(row, context, number, rng)
 
-    def _context_rows(self, row: int, k: int, rng: np.random.Generator) -> list[int]:
+    def _context_rows(self, row: int, k: int, rng: np.random.Generator, *, by_text: bool = False) -> list[int]:
+        """by_text: what the caption found, where there are queries of both forms."""
         if self.objective.context == "random":
             return self.data.random_rows(row, k, rng)
-        assert self.data.neighbours is not None
-        _, forms, draws, _ = self.data.neighbours.rows.shape
-        form = int(rng.random() >= self.objective.text_queries) if forms == 2 else 0
-        chosen = self.data.neighbours.rows[row, form, rng.integers(draws), :k]
+        neighbours = self.data.neighbours
+        assert neighbours is not None
+        _, forms, draws, _ = neighbours.rows.shape
+        form = 0
+        if forms == 2:
+            form = neighbours.forms.index("text") if by_text else int(rng.random() >= self.objective.text_queries)
+        chosen = neighbours.rows[row, form, rng.integers(draws), :k]
         return [int(r) for r in chosen[::-1] if r >= 0]
 
     def _sequence(self, row: int, context: list[int], number: int, rng: np.random.Generator | None) -> WeightedSequence:
@@ -245,14 +249,18 @@ class GeneratorStage(Stage):
         return int(lengths.sum()), training_operations(size, self.format.vocabulary.size, lengths)
 
     def evaluate(self, model: torch.nn.Module) -> dict[str, float]:
-        """Nats per image token of held-out pictures, given their captions, for each K of training."""
+        """Nats per image token of held-out pictures, given their captions, for each K of training.
+
+        The documents are those that the caption found, as in drawing from a text: a query that saw the picture would
+        give it away.
+        """
         figures: dict[str, float] = {}
         for k in self.objective.k if len(self.data.held_out) else ():
             rng = np.random.default_rng(0)
             losses = []
             for start in range(0, len(self.data.held_out), 64):
                 samples = [
-                    self._sequence(row, self._context_rows(row, k, rng) if k else [], 0, None)
+                    self._sequence(row, self._context_rows(row, k, rng, by_text=True) if k else [], 0, None)
                     for row in self.data.held_out[start : start + 64].tolist()
                 ]
                 batch = collate(samples, self.format.vocabulary.control("<pad>"), self.objective.pad_to)

@@ -57,11 +57,13 @@ class NeighbourSettings(BaseModel):
 @dataclass(frozen=True)
 class Neighbours:
     """rows: int32 [documents, forms, draws, keep], row numbers of the chosen documents, -1 where there are fewer; scores:
-    float32 of the same shape, inner products with the query (None where an earlier version did not keep them)."""
+    float32 of the same shape, inner products with the query (None where an earlier version did not keep them); forms:
+    what the queries were."""
 
     rows: np.ndarray
     fingerprint: str
     scores: np.ndarray | None = None
+    forms: tuple[QueryForm, ...] = ("text", "image")
 
     def save(self, folder: Path) -> None:
         """Write `neighbours.npy` and `neighbours.json`."""
@@ -74,7 +76,9 @@ class Neighbours:
         (folder / "neighbours.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
 
     @classmethod
-    def load(cls, folder: Path, *, fingerprint: str, name: str = "neighbours") -> Neighbours:
+    def load(
+        cls, folder: Path, *, fingerprint: str, name: str = "neighbours", forms: tuple[QueryForm, ...] = ("text", "image")
+    ) -> Neighbours:  # fmt: skip
         """Open prepared neighbours; `CheckpointError` if another retriever, or other settings, made them."""
         found = json.loads((folder / f"{name}.json").read_text())["fingerprint"]
         if found != fingerprint:
@@ -82,13 +86,13 @@ class Neighbours:
                 f"The neighbours in {folder} were made by another retriever or with other settings.",
                 "Delete the folder to prepare them again.",
             )
-        return cls._of(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False), found)
+        return cls._of(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False), found, forms)
 
     @classmethod
-    def _of(cls, table: np.ndarray, fingerprint: str) -> Neighbours:
+    def _of(cls, table: np.ndarray, fingerprint: str, forms: tuple[QueryForm, ...]) -> Neighbours:
         if table.dtype.names is None:
-            return cls(table, fingerprint)
-        return cls(table["row"], fingerprint, table["score"])
+            return cls(table, fingerprint, forms=forms)
+        return cls(table["row"], fingerprint, table["score"], forms)
 
 
 def prepare_neighbours(
@@ -145,7 +149,7 @@ def prepare_neighbours(
         folder / f"{name}.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
         lambda start, stop: work().block(start, stop), block=BLOCK, what="neighbours", progress=progress,
     )  # fmt: skip
-    return Neighbours._of(table, fingerprint)
+    return Neighbours._of(table, fingerprint, settings.forms)
 
 
 @dataclass(frozen=True)
