@@ -6,8 +6,9 @@ import json
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from racm3.generators.cm3.model import SIZES, build_model
+from racm3.generators.cm3.model import SIZES, Size, build_model
 from racm3.generators.cm3.vocabulary import CONTROL, Vocabulary
 from racm3.training import hardware
 from racm3.training.estimate import HOPPER_PEAK, SHARE, estimate
@@ -39,6 +40,18 @@ def test_operations_are_six_for_each_weight_and_token_and_grow_with_the_square_o
     assert short == pytest.approx(6 * 10 * matrices, rel=1e-2)
     one, two = training_operations(size, 1000, [1000, 1000]), training_operations(size, 1000, [2000])
     assert two - one == pytest.approx(6 * size.layers * size.width * 2 * 1000**2)
+
+
+def test_operations_are_those_that_torch_counts():
+    """Without a mask in its kernels, torch multiplies the whole square of an attention; half of it is not to be counted."""
+    size, vocabulary, rows, length = Size(2, 32, 2), Vocabulary(50, 14), 3, 24
+    model = build_model(size, vocabulary, tie_embeddings=True)
+    model.set_attn_implementation("eager")
+    ids = torch.arange(rows * length).view(rows, length) % vocabulary.size
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits.sum().backward()
+    hidden = 6 * size.layers * size.width * rows * length**2
+    assert counter.get_total_flops() == training_operations(size, vocabulary.size, [length] * rows) + hidden
 
 
 def test_the_matrix_peak_is_that_of_a_multiplication():

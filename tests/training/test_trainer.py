@@ -178,6 +178,58 @@ def test_a_step_averages_the_gradients_of_its_micro_batches(tmp_path):
     assert torch.allclose(one["weight"], other["weight"], atol=1e-5)
 
 
+def test_the_losses_are_those_of_a_plain_loop(tmp_path):
+    """Written out, with the plainest optimiser that there is, and figures that are read at once."""
+    chosen = settings(steps=20, accumulation=2, clip=0.2, schedule="constant", weight_decay=0.1, betas=(0.9, 0.95))
+    train(Line(), chosen, tmp_path)
+    stage = Line()
+    torch.manual_seed(0)
+    model = stage.build().train()
+    groups = [
+        {"params": [p for p in model.parameters() if (p.ndim >= 2) is decayed], "weight_decay": 0.1 * decayed}
+        for decayed in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=0.05, betas=(0.9, 0.95), foreach=False, fused=False)
+    expected = {}
+    for step in range(20):
+        read = []
+        for micro in range(2):
+            loss, figures = stage.loss(model, stage.batch(step, micro))
+            (loss / 2).backward()
+            read.append((loss.item(), figures["noise"].item()))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.2)
+        optimizer.step()
+        optimizer.zero_grad()
+        expected[step + 1] = np.mean(read, axis=0)
+    found = losses(tmp_path)
+    assert found.keys() == expected.keys()
+    for step, figures in expected.items():
+        assert found[step] == pytest.approx(figures, abs=2e-5)
+    assert found[20][0] < 0.5 * found[1][0]
+
+
+def test_a_figure_is_the_mean_over_the_micro_batches_that_have_it(tmp_path):
+    class Sparse(Line):
+        def loss(self, model, batch):
+            self.asked = getattr(self, "asked", 0) + 1
+            error, _ = super().loss(model, batch)
+            return error, {"rare": float(self.asked) if self.asked % 2 else float("nan"), "never": float("nan")}
+
+    train(Sparse(), settings(steps=4, accumulation=2, log_every=2), tmp_path)
+    lines = [line for line in log(tmp_path) if "loss" in line]
+    assert [line["rare"] for line in lines] == [2.0, 6.0] and "never" not in lines[0]
+
+
+def test_a_loss_that_is_not_a_number_shows(tmp_path):
+    class Broken(Line):
+        def loss(self, model, batch):
+            error, figures = super().loss(model, batch)
+            return error * float("nan"), figures
+
+    train(Broken(), settings(steps=1), tmp_path)
+    assert np.isnan(log(tmp_path)[0]["loss"])
+
+
 def test_gradients_are_clipped(tmp_path, monkeypatch):
     norms = []
     step = torch.optim.AdamW.step

@@ -25,15 +25,13 @@ class Account:
 
     def _open(self) -> None:
         self.began, self.steps, self.tokens, self.operations = time.perf_counter(), 0, 0, 0.0
-        self.sums: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.figures: list[tuple[str, Any]] = []
 
     def add(self, figures: dict[str, Any]) -> None:
-        for name, value in figures.items():
-            figure = float(value.detach() if hasattr(value, "detach") else value)
-            counted = not math.isnan(figure) or name == "loss"  # NaN: this batch has nothing to measure it on
-            self.sums[name] = self.sums.get(name, 0.0) + (figure if counted else 0.0)
-            self.counts[name] = self.counts.get(name, 0) + counted
+        """Figures of a micro-batch. They are read when the line is closed: reading one waits for the device."""
+        self.figures += [
+            (name, value.detach() if hasattr(value, "detach") else value) for name, value in figures.items()
+        ]
 
     def add_work(self, tokens: int, operations: float) -> None:
         self.tokens, self.operations = self.tokens + tokens, self.operations + operations
@@ -49,15 +47,19 @@ class Account:
         """Means over all processes, seconds a step, tokens a second, the share of the matrix peak; and begin anew."""
         import torch
 
+        read = [(name, float(value)) for name, value in self.figures]
         seconds = time.perf_counter() - self.began
-        steps, operations = self.steps, self.operations
-        sums, counts, tokens = list(self.sums.values()), list(self.counts.values()), float(self.tokens)
+        steps, operations, tokens = self.steps, self.operations, float(self.tokens)
+        names = list(dict.fromkeys(name for name, _ in read))
+        # NaN: that micro-batch had nothing to measure it on. A loss that is NaN shows.
+        kept = {n: [v for name, v in read if name == n and (n == "loss" or not math.isnan(v))] for n in names}
+        sums, counts = [sum(kept[n]) for n in names], [float(len(kept[n])) for n in names]
         if accelerator.num_processes > 1:
-            mine = torch.tensor([*sums, *map(float, counts), tokens, self.operations], dtype=torch.float64)
+            mine = torch.tensor([*sums, *counts, tokens, operations], dtype=torch.float64)
             *both, tokens, operations = accelerator.reduce(mine.to(accelerator.device)).tolist()
             sums, counts = both[: len(sums)], both[len(sums) :]
         figures = {"seconds_per_step": round(seconds / steps, 4)}
-        figures |= {n: round(s / c, 5) for n, s, c in zip(self.sums, sums, counts, strict=True) if c}
+        figures |= {n: round(s / c, 5) for n, s, c in zip(names, sums, counts, strict=True) if c}
         if tokens:
             peak = matrix_peak(self.device, self.precision) * accelerator.num_processes
             figures |= {

@@ -126,7 +126,7 @@ class DocumentFormat:
 
     def _put_part(self, out: _Writer, index: int, part: TokenPart, masked: Sequence[tuple[int, Span]]) -> None:
         offset = self.vocabulary.first_image if part.modality == "image" else 0
-        ids = [int(token) + offset for token in part.tokens]
+        ids = (np.asarray(part.tokens, np.int64) + offset).tolist()
         done = 0
         for number, span in masked:
             if span.start > done:
@@ -158,10 +158,9 @@ class _Writer:
     gaps: list[Gap] = field(default_factory=list)
 
     def put(self, *tokens: int) -> None:
-        for token in tokens:
-            self.ids.append(token)
-            self.positions.append(self.at)
-            self.at += 1
+        self.ids.extend(tokens)
+        self.positions.extend(range(self.at, self.at + len(tokens)))
+        self.at += len(tokens)
 
     def put_segment(self, part: int, modality: Modality, ids: Sequence[int]) -> None:
         start = len(self.ids)
