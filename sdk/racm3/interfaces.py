@@ -39,11 +39,10 @@ class Hit:
     """A document found in a memory. The document itself is read from the store when it is first looked at.
 
     score: inner product with the query, or None for a document given by hand. vector: float32 [dim], unit norm.
-    hashes: content hashes of the document's parts, by which exact duplicates are recognised; a store that would have to
-    look them up gives a function that does.
+    hashes: content hashes of the document's parts, by which exact duplicates are recognised.
     """
 
-    __slots__ = ("_document", "_hashes", "_load", "id", "score", "vector")
+    __slots__ = ("_document", "_load", "hashes", "id", "score", "vector")
 
     def __init__(
         self,
@@ -52,7 +51,7 @@ class Hit:
         score: float | None = None,
         vector: np.ndarray | None = None,
         id: str | None = None,
-        hashes: Iterable[str] | Callable[[], Iterable[str]] | None = None,
+        hashes: Iterable[str] | None = None,
         load: Callable[[], Document] | None = None,
     ) -> None:
         if document is None and (id is None or hashes is None or load is None):
@@ -60,15 +59,8 @@ class Hit:
         self._document, self._load = document, load
         self.id: str = document.id if document is not None and id is None else str(id)
         self.score, self.vector = score, vector
-        if document is not None and hashes is None:
-            hashes = (part.content_hash for part in document.parts)
-        self._hashes = hashes if callable(hashes) else frozenset(hashes or ())
-
-    @property
-    def hashes(self) -> frozenset[str]:
-        if callable(self._hashes):
-            self._hashes = frozenset(self._hashes())
-        return self._hashes
+        given = (part.content_hash for part in document.parts) if document is not None and hashes is None else hashes
+        self.hashes: frozenset[str] = frozenset(given or ())
 
     @property
     def document(self) -> Document:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -391,11 +390,7 @@ class FaissMemory(MemoryStore):
     def _hits(self, index: VectorIndex, found: Sequence[tuple[int, str, float | None]]) -> list[Hit]:
         """Hits, for documents by number, id and score; inside a transaction."""
         seqs = [seq for seq, _, _ in found]
-
-        @cache
-        def hashes() -> dict[int, list[str]]:  # of all at once, when the first is asked for
-            with self._journal.reading():
-                return self._journal.hashes(seqs)
+        hashes = self._journal.hashes(seqs)
 
         def hit(seq: int, id: str, score: float | None, vector: np.ndarray) -> Hit:
             def load() -> Document:
@@ -404,7 +399,7 @@ class FaissMemory(MemoryStore):
                         return self._journal.document(row)
                 raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
 
-            return Hit(id=id, score=score, vector=vector, hashes=lambda: hashes().get(seq, ()), load=load)
+            return Hit(id=id, score=score, vector=vector, hashes=hashes.get(seq, ()), load=load)
 
         vectors = index.vectors(np.array(seqs, dtype=np.int64))
         return [hit(*one, vector) for one, vector in zip(found, vectors, strict=True)]
