@@ -1,8 +1,8 @@
 """What a program does to the files of a folder, change by change and sync by sync, read from a record of its system calls.
 
 Each event has the places in that record at which its call began and ended, so that of calls which overlap none is taken to
-have come before the other. What a record cannot hold, as a write through a mapping, shows itself: `differences` compares
-what the events come to with what is in the folder.
+have come before the other. What is missed here, as a write through a mapping or a name relative to where the program runs,
+shows itself: `differences` compares what the events come to with what is in the folder.
 """
 
 from __future__ import annotations
