@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from memory_faults import State, Step, document, fresh, names, vectors, wrong_answers
+from memory_steps import State, Step, document, fresh, names, vectors, wrong_answers
 from mutations import ODD, Wrong, mutated, reworded
 
 from racm3.document import Document

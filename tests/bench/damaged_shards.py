@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from damaged_memories import Files, check, put, stored, taken
-from memory_faults import ENCODER, names, vectors
+from memory_steps import ENCODER, names, vectors
 from mutations import Wrong, mutated, reworded
 
 from racm3.errors import RACM3Error

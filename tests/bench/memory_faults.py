@@ -39,6 +39,7 @@ from memory_steps import (
     check_import,
     check_shards,
     document,
+    fresh,
     imported,
     random_steps,
     seen,
@@ -182,11 +183,6 @@ def at_random_moments(base: Path, moments: int, seed: int, wrong: list[str]) -> 
 def _bound(steps: Iterator[Step]) -> Iterator[Step]:
     yield Step("bind")
     yield from steps
-
-
-def fresh(base: Path) -> None:
-    shutil.rmtree(base, ignore_errors=True)
-    base.mkdir()
 
 
 def preloaded() -> None:

@@ -37,7 +37,7 @@ from typing import Any, NamedTuple
 from damaged_memories import bases, rows, snapshots, stores
 from damaged_pictures import images, pictures
 from damaged_shards import exports, imports
-from memory_faults import fresh
+from memory_steps import fresh
 from mutations import Wrong
 
 from racm3.memories import approximate

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 import time
 import zlib
 from collections.abc import Iterator
@@ -217,3 +218,8 @@ def imported(base: Path) -> None:
         memory.bind(ENCODER)
         memory.add([document(*one) for one in state.items()], vectors(state))
         export_memory(memory, base / IMPORTED)
+
+
+def fresh(base: Path) -> None:
+    shutil.rmtree(base, ignore_errors=True)
+    base.mkdir()
