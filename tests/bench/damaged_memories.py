@@ -25,6 +25,7 @@ from racm3.memories.database import DATABASE
 from racm3.memories.faiss import FaissMemory
 
 WAL = DATABASE + "-wal"
+FEW = 5  # of the memories, that have few documents
 
 Files = dict[str, bytes]
 
@@ -38,7 +39,8 @@ class Base(NamedTuple):
 
 
 def bases(scratch: Path) -> list[Base]:
-    """Memories as they stand on a disk: in use, closed, with a graph, as shipped, and with small pages, hence deep trees."""
+    """Memories as they stand on a disk: in use, closed, with a graph, as shipped, with small pages, hence deep trees, and
+    with so many documents that searches do not look at all of them."""
     made = [base(scratch, closed=False), base(scratch), base(scratch, index="hnsw")]
     shipped, dense = made[1]._replace(files={}, earlier={}), made[1]._replace(files={}, earlier={})
     for name in ("files", "earlier"):
@@ -53,20 +55,20 @@ def bases(scratch: Path) -> list[Base]:
         connection.execute("VACUUM")
         connection.close()
         getattr(dense, name).update(taken(folder))
-    return [*made, shipped, dense]
+    return [*made, shipped, dense, base(scratch, documents=120)]
 
 
-def base(scratch: Path, *, index: str | None = None, closed: bool = True) -> Base:
+def base(scratch: Path, *, index: str | None = None, closed: bool = True, documents: int = 9) -> Base:
     folder, state, states = scratch / "base", State(), [State()]
     fresh(folder)
     first = [
         Step("bind"),
-        Step("add", names(0, 9)),
+        Step("add", names(0, documents)),
         Step("replace", ("d1", "d5")),
         Step("flush"),
         Step("delete", ("d0",)),
     ]
-    then = [Step("flush"), Step("add", names(9, 4)), Step("replace", ("d2", "d9")), Step("delete", ("d3",))]
+    then = [Step("flush"), Step("add", names(documents, 4)), Step("replace", ("d2", "d8")), Step("delete", ("d3",))]
     found = []
     for steps in (first, then):
         memory = FaissMemory(folder)
@@ -84,10 +86,12 @@ def base(scratch: Path, *, index: str | None = None, closed: bool = True) -> Bas
 
 
 def taken(folder: Path) -> Files:
-    files = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """The files of a folder, but for those that say who is using it."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name[0] != "."]
+    files = {str(path.relative_to(folder)): path.read_bytes() for path in paths if not path.name.endswith("-shm")}
     if WAL in files:
         files[WAL] = resalted(files[WAL])
-    return {name: data for name, data in files.items() if not name.endswith("-shm") and name[0] != "."}
+    return files
 
 
 def resalted(wal: bytes) -> bytes:
@@ -119,6 +123,8 @@ def resalted(wal: bytes) -> bytes:
 def put(folder: Path, files: Files) -> Path:
     fresh(folder)
     for name, data in files.items():
+        if "/" in name:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
 
@@ -211,19 +217,19 @@ class Examined:
 
 def stores(made: list[Base], folder: Path, draw: random.Random) -> str:
     """The database, or the log of what is not in it yet."""
-    one = draw.choice(made)
+    one = draw.choice(made[:FEW])
     files = {**one.files}
     for name in list(files):
         if name.startswith("index") and draw.random() < 0.3:
             del files[name]
     name = WAL if WAL in files and draw.random() < 0.5 else DATABASE
-    files[name] = mutated(files[name], draw.choice((one, one, draw.choice(made))).earlier.get(name, b""), draw)
+    files[name] = mutated(files[name], draw.choice((one, one, draw.choice(made[:FEW]))).earlier.get(name, b""), draw)
     return Examined(put(folder, files), one.states, read_only=draw.random() < 0.5, changes=draw.random() < 0.2).outcome
 
 
 def rows(made: list[Base], folder: Path, draw: random.Random) -> str:
     """What stands in a table, most often in the manifest: changed through SQLite, so that its file is sound."""
-    one = draw.choice(made)
+    one = draw.choice(made[:FEW])
     put(folder, one.files)
     connection = sqlite3.connect(folder / DATABASE, isolation_level=None)
     table = draw.choice(["manifest"] * 4 + ["sqlite_sequence", "documents", "contents", "parts", "fields", "tags"])

@@ -4,8 +4,7 @@ Linux, with a C compiler. A process goes through everything that changes a memor
 file (faults.c, preloaded, counts them) it is killed, killed in the middle of the write, or the disk is full, broken, or
 takes half of a write; then it is killed at random moments of random work. After each of these the memory is opened and
 compared with what was acknowledged: the documents, their vectors, every checksum, and what searches find; and an import or
-an export that was stopped is begun again. Exit status 1,
-and a sentence for each, when anything is other than promised.
+an export that was stopped is begun again. Exit status 1, and a sentence for each, when anything is other than promised.
 
 --every: of the calls only each n-th; 0: none. --moments: random kills.
 """

@@ -40,7 +40,7 @@ from damaged_shards import exports, imports
 from memory_steps import fresh
 from mutations import Wrong
 
-from racm3.memories import approximate
+from racm3.memories import approximate, index
 
 SECONDS = 5.0  # that a case may take
 MEMORY = 5 * 2**28  # bytes that a case may take: a WebP of as many pixels as are allowed needs 1.1 GiB
@@ -183,7 +183,7 @@ def main() -> None:
     parser.add_argument("--case")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    approximate.SMALL = 0  # a graph, and not a scan, of however few documents
+    approximate.SMALL, index.SCAN = 0, 64  # an index is made of, and looked into for, however few documents
     logging.getLogger("racm3").addHandler(logging.NullHandler())
     shared = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     scratch = Path(tempfile.mkdtemp(prefix="racm3-fuzz-", dir=shared))

@@ -125,7 +125,7 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix="racm3-rot-", dir=shared))
     started, result = time.monotonic(), dict[str, Any]()
     try:
-        in_use, closed, graph, shipped, _ = bases(scratch)
+        in_use, closed, graph, shipped, *_ = bases(scratch)
         named = {"closed": closed, "in use": in_use, "graph": graph, "shipped": shipped}
         for kind, base in named.items():
             for name in sorted(base.files):
