@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import tarfile
 
 import numpy as np
@@ -13,7 +14,10 @@ import pytest
 from racm3.document import Document, Image
 from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
+from racm3.memories import shards as shards_module
+from racm3.memories import snapshot
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.journal import Journal
 from racm3.memories.shards import Export, _checksum, export_memory, import_memory
 
 DIM = 8
@@ -190,6 +194,86 @@ def test_half_an_export_is_refused_and_begun_anew(memory, tmp_path, monkeypatch)
     export_memory(memory, folder)
     assert [path.name for path in folder.glob("*.tar")] == ["shard-000000.tar"]  # none of the first attempt
     assert [document for document, _ in Export(folder).items()] == DOCUMENTS[:3]
+
+
+def killed(work, *, at, patched):
+    """Do work in another process, which is killed as it enters a function for the n-th time; False if it never does."""
+    child = os.fork()
+    if child == 0:
+        try:
+            owner, name = patched
+            function, calls = getattr(owner, name), []
+
+            def kill(*arguments, **options):
+                calls.append(name)
+                if len(calls) == at:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return function(*arguments, **options)
+
+            setattr(owner, name, kill)
+            work()
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+
+
+@forks
+def test_an_export_that_was_killed_is_begun_anew_and_says_so(tmp_path, caplog):
+    with FaissMemory(tmp_path / "memory") as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS, VECTORS)
+
+    def export():
+        with FaissMemory(tmp_path / "memory", read_only=True) as memory:
+            export_memory(memory, tmp_path / "shards", shard_bytes=30_000)
+
+    for name, at in [
+        ("_write_manifest", 1),  # before the folder says whose it is
+        ("_write", 3),
+        ("publish", 2),  # the first shard, after the manifest
+        ("_write", 30),
+        ("publish", 4),
+        ("_write_manifest", 1),  # when all shards are there
+    ]:
+        assert killed(export, at=at, patched=(shards_module, name)), (name, at)
+        with pytest.raises(MemoryStoreError, match=r"was not finished|no export"):
+            Export(tmp_path / "shards")
+    export()
+    assert caplog.messages == [f"The export at {tmp_path / 'shards'} was not finished; it is begun anew."]
+    assert not list((tmp_path / "shards").glob(".*"))
+    with FaissMemory() as other:
+        import_memory(tmp_path / "shards", other)
+        assert_same(other)
+
+
+@forks
+@pytest.mark.parametrize(
+    ("patched", "at", "stored"),
+    [
+        ((Journal, "_store_fields"), 2, 7),
+        ((FaissMemory, "add"), 3, 14),
+        ((FaissMemory, "flush"), 1, len(DOCUMENTS)),
+        ((snapshot, "publish"), 2, len(DOCUMENTS)),
+    ],
+    ids=["in a transaction", "between two", "before the index is written", "as the index is written"],
+)
+def test_an_import_that_was_killed_goes_on_with_nothing_twice(shards, tmp_path, monkeypatch, patched, at, stored):
+    monkeypatch.setattr(shards_module, "BATCH", 7)
+
+    def load():
+        with FaissMemory(tmp_path / "other") as other:
+            import_memory(shards, other)
+
+    assert killed(load, at=at, patched=patched)
+    with FaissMemory(tmp_path / "other") as other:
+        assert len(other) == stored
+    load()
+    with FaissMemory(tmp_path / "other") as other:
+        assert_same(other)
+        assert other.verify() == []
 
 
 def test_an_export_overwrites_nothing(memory, shards, tmp_path):

@@ -19,6 +19,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import logging
 import os
 import tarfile
 from collections.abc import Collection, Iterator, Mapping
@@ -45,6 +46,9 @@ BATCH = 64  # documents, with their pictures, that an import holds at a time, an
 
 # What the first bytes of a picture say it is; the suffix is only for other readers.
 _SUFFIXES = {b"\x89PNG": "png", b"\xff\xd8": "jpg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp"}
+
+
+logger = logging.getLogger("racm3.memories")
 
 
 class Shard(NamedTuple):
@@ -207,6 +211,8 @@ def _begin(folder: Path) -> None:
         raise MemoryStoreError(f"{folder} holds an export already.", "Give another path, or remove it.")
     if begun is None:
         _write_manifest(folder, finished=False)  # from here on the shards in the folder are known to be ours
+    else:  # the memory may have changed since, so none of its shards can be trusted to be a part of this one
+        logger.warning("The export at %s was not finished; it is begun anew.", folder)
     for old in [*folder.glob("shard-*.tar"), *folder.glob(part_of("shard-*.tar"))]:
         old.unlink()
 
