@@ -1,0 +1,339 @@
+"""One store in a process of its own, at the service of memory_speed.py: a JSON line in for each thing to do, one out.
+
+memory_speed.py starts it: python memory_worker.py STORE FOLDER DATA DOCUMENTS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from memory_data import FILTERS, Data, K, filter_of
+from memory_stores import STORES, Found, Racm3
+
+ASKED, HELD_OUT = 200, 50  # queries: those that are timed, and after them those by which a store's knob is set
+ENOUGH = 0.99  # of recall
+TIE = 1e-6  # float32 cannot tell scores apart that are so near
+PATIENCE = 3.0  # seconds for the recall of one setting
+
+
+class Worker:
+    """Each public method is something that can be asked of it; times are in milliseconds unless they say seconds."""
+
+    def __init__(self, name: str, folder: Path, data: Data) -> None:
+        self._store, self._data = STORES[name](folder), data
+        self._queries = data.queries(ASKED + HELD_OUT, seed=0)
+        self._raw: Raw | None = None
+        self._fields: dict[str, np.ndarray] | None = None
+
+    def create(self) -> None:
+        self._store.create()
+
+    def open(self) -> None:
+        self._store.open()
+
+    def close(self) -> None:
+        self._store.close()
+
+    def add(self, start: int, stop: int, seconds: float) -> dict[str, Any]:
+        """Add documents in bulk, until the time is over: how many are in, and the seconds that it took."""
+        spent = 0.0
+        while start < stop and spent < seconds:
+            documents = self._data.documents(start, min(start + self._store.batch, stop))
+            began = time.perf_counter()
+            self._store.add(documents)
+            spent += time.perf_counter() - began
+            start = documents.rows.stop
+        return {"held": start, "seconds": spent}
+
+    def index(self) -> float:
+        """Seconds."""
+        began = time.perf_counter()
+        self._store.index()
+        return time.perf_counter() - began
+
+    def add_singly(self, start: int, n: int) -> list[float]:
+        documents = self._data.documents(start, start + n)
+        return [self._timed(lambda one=one: self._store.add(one))[0] for one in documents.batches(1)]  # type: ignore[misc]
+
+    def tune(self, kind: str, truth: str, held: int) -> dict[str, Any]:
+        """Set the cheapest of the store's knobs that finds enough; the one that finds most, where none does."""
+        nearest = self._truth(kind, truth, held)[ASKED:]
+        tried = []
+        for knob in self._store.knobs:
+            self._store.tune(knob)
+            found, began = list[list[int]](), time.perf_counter()
+            while len(found) < HELD_OUT and (len(found) < 10 or time.perf_counter() - began < PATIENCE):
+                found.append(self._ask(ASKED + len(found), kind)[1])
+            tried.append((self._recall(found, nearest, kind, ASKED), knob))
+            if tried[-1][0] >= ENOUGH:
+                break
+        share, knob = max(tried, key=lambda pair: pair[0])
+        if knob != tried[-1][1]:
+            self._store.tune(knob)
+        return {"knob": knob, "recall_held_out": share}
+
+    def searches(self, kind: str, first: int, n: int, seconds: float, truth: str, held: int) -> dict[str, Any]:
+        """Queries one by one, after one that is not timed, until the time is over; and the recall of what they found."""
+        self._ask(first - 1, kind)
+        times, found = list[float](), list[list[int]]()
+        while len(times) < n and sum(times) < seconds * 1000:
+            spent, rows = self._ask(first + len(times), kind)
+            times.append(spent)
+            found.append(rows)
+        nearest = self._truth(kind, truth, held)[first : first + len(found)]
+        return {"ms": times, "recall": self._recall(found, nearest, kind, first)}
+
+    def open_and_ask(self, knob: dict[str, int] | None = None) -> dict[str, Any]:
+        """Open the store and search once; then with filters that this process has not met, and with these once more."""
+        began = time.perf_counter()
+        self._store.open()
+        self._store.knob = knob or self._store.knobs[-1]
+        self._ask(0, "none")
+        answer: dict[str, Any] = {"first_answer": (time.perf_counter() - began) * 1000}
+        for kind in FILTERS[1:]:
+            for again in ("first", "repeated"):
+                answer[f"{kind}_{again}"] = [self._ask(query, kind)[0] for query in range(2)]
+        return answer
+
+    def memory(self, searches: int, seconds: float) -> dict[str, int]:
+        """Bytes of this process, and of those that it started, after some searches."""
+        began = time.perf_counter()
+        for query in range(searches):
+            self._ask(query, "none")
+            if time.perf_counter() - began > seconds:
+                break
+        return resident()
+
+    def build_raw(self, held: int) -> float:
+        """Make the index of raw faiss that a search of racm3 is compared with. Seconds."""
+        assert isinstance(self._store, Racm3)
+        began = time.perf_counter()
+        self._raw = Raw(self._store.kind, self._data.vectors[:held])
+        return time.perf_counter() - began
+
+    def beside_raw(
+        self, first: int, n: int, threshold: int | None, seconds: float, together: int = 1
+    ) -> dict[str, Any]:
+        """Ids and scores of `together` queries at a time, n times by racm3 and by raw faiss, taking turns in who begins.
+
+        threshold: of faiss, the queries from which on it uses BLAS; None: as it comes.
+        """
+        import faiss
+
+        assert isinstance(self._store, Racm3) and self._raw is not None
+        usual = faiss.cvar.distance_compute_blas_threshold
+        if threshold is not None:
+            faiss.cvar.distance_compute_blas_threshold = threshold
+        times: dict[str, list[float]] = {"racm3": [], "raw": []}
+        try:
+            for query in range(n):
+                asked = self._queries[(first + query + np.arange(together)) % ASKED]
+                calls: list[tuple[str, Callable[[], Any]]] = [
+                    ("racm3", lambda asked=asked: self._scored(asked)),  # type: ignore[misc]
+                    ("raw", lambda asked=asked: self._raw.search(asked)),  # type: ignore[misc, union-attr]
+                ]
+                for name, call in calls if query % 2 else calls[::-1]:
+                    times[name].append(self._timed(call)[0])
+                if sum(map(sum, times.values())) > seconds * 1000:
+                    break
+        finally:
+            faiss.cvar.distance_compute_blas_threshold = usual
+        return times
+
+    def recall_raw(self, truth: str, held: int) -> dict[str, float]:
+        """The recall of both, of all queries at once and one by one."""
+        assert isinstance(self._store, Racm3) and self._raw is not None
+        nearest, asked = self._truth("none", truth, held)[:ASKED], self._queries[:ASKED]
+        together = [[int(id) for id, _ in hits] for hits in self._scored(asked)]
+        singly = [[int(id) for id, _ in self._scored(one[None])[0]] for one in asked]
+        return {
+            "racm3": min(self._recall(together, nearest, "none", 0), self._recall(singly, nearest, "none", 0)),
+            "raw": self._recall(self._raw.search(asked)[1].tolist(), nearest, "none", 0),
+        }
+
+    def _scored(self, queries: np.ndarray) -> list[list[tuple[str, float]]]:
+        assert isinstance(self._store, Racm3)
+        return [[(hit.id, hit.score) for hit in hits] for hits in self._store.hits(queries, K)]
+
+    def _ask(self, query: int, kind: str) -> tuple[float, list[int]]:
+        """A query by its number, with all texts read: milliseconds, and the rows that were found."""
+        asked = self._queries[query % len(self._queries)][None]
+        where = filter_of(kind, query % len(self._queries))
+        spent, answer = self._timed(lambda: self._store.search(asked, K, where))
+        found: Found = answer[0]
+        assert all(len(text) > 0 for _, text in found)
+        return spent, [row for row, _ in found]
+
+    def _recall(self, found: list[list[int]], nearest: np.ndarray, kind: str, first: int) -> float:
+        """The share of the truly nearest that was found, by queries from a number on. What is as near as the last of
+        these counts as one of them; what the filter does not let through does not count."""
+        if self._fields is None:
+            self._fields = dict(zip(FILTERS[1:], self._data.fields(), strict=True))
+        shares = []
+        for query, rows, true in zip(range(first, first + len(found)), found, nearest, strict=False):
+            asked, true = self._queries[query].astype(np.float64), true[true >= 0]
+            where, chosen = filter_of(kind, query), np.unique(rows)
+            if where is not None:
+                chosen = chosen[self._fields[where[0]][chosen] == where[1]]
+            least = (self._data.vectors[true].astype(np.float64) @ asked).min()
+            near = self._data.vectors[chosen].astype(np.float64) @ asked >= least - TIE
+            shares.append(min(near.sum() / len(true), 1.0))
+        return float(np.mean(shares))
+
+    def _truth(self, kind: str, path: str, held: int) -> np.ndarray:
+        with np.load(path, allow_pickle=False) as saved:
+            return saved[kind][saved["held"].tolist().index(held)]
+
+    @staticmethod
+    def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+        began = time.perf_counter()
+        answer = call()
+        return (time.perf_counter() - began) * 1000, answer
+
+
+class Raw:
+    """An index of faiss without anything around it, made and searched with the parameters of racm3's index."""
+
+    def __init__(self, kind: str, vectors: np.ndarray) -> None:
+        import faiss
+
+        from racm3.memories import approximate
+
+        self.parameters: Any = None
+        if approximate.chosen(kind, len(vectors)) == "exact":
+            self.index: Any = faiss.IndexFlatIP(vectors.shape[1])
+        else:
+            self.index, sampled = approximate._made(kind, vectors.shape[1], len(vectors))
+            if not self.index.is_trained:
+                rows = np.random.default_rng(0).choice(len(vectors), min(len(vectors), sampled), replace=False)
+                self.index.train(np.array(vectors[np.sort(rows)]))
+            if kind == "hnsw":
+                self.parameters = faiss.SearchParametersHNSW(efSearch=approximate.WIDTH)
+            else:
+                probed = max(approximate.PROBED, self.index.nlist // approximate.PROBED)
+                self.parameters = faiss.SearchParametersIVF(nprobe=probed)
+        for start in range(0, len(vectors), 50_000):
+            self.index.add(np.array(vectors[start : start + 50_000]))
+
+    def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self.index.search(queries, K, params=self.parameters)
+
+
+def resident() -> dict[str, int]:
+    """Linux: bytes of memory of this process and its children, by kind."""
+    total = {"rss": 0, "pss": 0, "anonymous": 0}
+    processes = [os.getpid()]
+    for process in processes:
+        for task in Path(f"/proc/{process}/task").iterdir():
+            processes += [int(child) for child in (task / "children").read_text().split()]
+        for line in Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()[1:]:
+            name, amount = line.split()[:2]
+            if (kind := name.rstrip(":").lower()) in total:
+                total[kind] += int(amount) * 1024
+    return total
+
+
+class Failed(Exception):
+    """A store has not done what it was asked."""
+
+
+class Process:
+    """A worker, from outside. folder: the store's; scratch: of the data, and a log; prefix: a command that runs it."""
+
+    def __init__(
+        self, store: str, folder: Path, data: Data, scratch: Path, threads: int, prefix: Sequence[str] = ()
+    ) -> None:
+        quiet = {
+            "ANONYMIZED_TELEMETRY": "False",
+            "HF_HUB_OFFLINE": "1",
+            "DO_NOT_TRACK": "1",
+            "PYTHONWARNINGS": "ignore",
+        }
+        cores = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"), str(threads))
+        self._log = scratch / f"{store}.log"
+        with self._log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*prefix, sys.executable, __file__, store, str(folder), str(scratch), str(data.count)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env={**os.environ, **quiet, **cores},
+            )
+        try:
+            self.import_seconds: float = self._answer(120)
+        except Failed:
+            self.end()
+            raise
+
+    def __call__(self, do: str, *, patience: float = 300, **arguments: Any) -> Any:
+        """Have something done. Raises `Failed` when it fails, or takes longer than so many seconds."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write((json.dumps({"do": do, **arguments}) + "\n").encode())
+            self._process.stdin.flush()
+        except OSError as error:
+            raise Failed(f"{do}: it has ended") from error
+        try:
+            return self._answer(patience)
+        except Failed as error:
+            raise Failed(f"{do}: {error}") from None
+
+    def _answer(self, patience: float) -> Any:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(patience):
+                self.end()
+                raise Failed(f"not done after {patience / 60:.1f} minutes")
+        line = self._process.stdout.readline()
+        if not line:
+            said = self._log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise Failed(f"it has ended, with status {self._process.wait()}: {said}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise Failed(answer["error"])
+        return answer["answer"]
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+def main() -> None:
+    # What a store prints is not an answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    name, folder, data, documents = sys.argv[1:]
+    worker = Worker(name, Path(folder), Data(Path(data), int(documents)))
+    began = time.perf_counter()
+    STORES[name].imports()
+    answers.write(json.dumps({"answer": time.perf_counter() - began}) + "\n")
+    for line in sys.stdin:
+        asked = json.loads(line)
+        try:
+            answer = {"answer": getattr(worker, asked.pop("do"))(**asked)}
+        except Exception as error:
+            traceback.print_exc()
+            answer = {"error": f"{type(error).__name__}: {error}"[:300]}
+        answers.write(json.dumps(answer) + "\n")
+    os._exit(0)  # threads of some stores would keep it
+
+
+if __name__ == "__main__":
+    main()
