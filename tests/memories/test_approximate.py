@@ -203,3 +203,15 @@ def test_a_damaged_name_of_the_index_costs_no_answer(tmp_path, caplog):
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, dict(zip([d.id for d in DOCUMENTS], VECTORS, strict=True)), "exact")
         assert "An exact one is made" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf"])
+@pytest.mark.parametrize("documents", [1, 3])
+def test_of_very_few_documents_there_is_nothing_to_measure(kind, documents, monkeypatch):
+    monkeypatch.setattr(approximate, "SMALL", 0)
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS[:documents], VECTORS[:documents])
+        memory.reindex(kind)
+        assert memory._index.kind == kind and memory._index.recall is None
+        assert len(memory.search(QUERIES[:1], k=5)[0]) == documents

@@ -432,6 +432,14 @@ def test_a_damaged_document_is_named_and_the_others_can_be_read(folder, statemen
         assert len(list(memory.items())) == 19
 
 
+def test_numbers_of_documents_that_are_none_are_told(folder):
+    with FaissMemory(folder) as memory:
+        memory.add([Document("tagged", id="tagged", metadata={"a": 1})], unit(1, 1))
+    corrupted(folder, "UPDATE tags SET seq = 'abc' WHERE seq = 21")
+    with FaissMemory(folder) as memory, pytest.raises(MemoryCorrupt, match="the numbers of its documents"):
+        memory.search(QUERIES, k=1, where={"a": 1})
+
+
 def test_a_damaged_vector_never_enters_the_index(folder):
     corrupted(folder, "UPDATE documents SET vector = zeroblob(16) WHERE seq = 6")
     (folder / "index.json").unlink()

@@ -118,7 +118,7 @@ class ApproximateIndex(VectorIndex):
 
     def tune(self) -> None:
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
-        if self.kind not in NAMES or not len(self.seqs):
+        if self.kind not in NAMES or len(self.seqs) <= NEAREST:
             return
         self.effort = NEIGHBOURS if self.kind == "hnsw" else 4
         rng = np.random.default_rng(0)
