@@ -222,6 +222,7 @@ def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     import PIL.Image
     import PIL.ImageOps
 
+    picture.load()  # or not all is known of it yet
     if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # or it would be copied for nothing
         picture = PIL.ImageOps.exif_transpose(picture)
     if picture.mode in ("La", "RGBa"):  # premultiplied: converting to RGB would forget the alpha

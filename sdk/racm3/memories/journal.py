@@ -30,9 +30,8 @@ STORED = 128  # documents, with their images, that are stored at a time
 KINDS = (b"text", b"image")  # of contents, as their checksum covers them
 METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
-COLUMNS = (
-    "seq, id, content_hash, metadata, vector, checksum"  # of documents: as in `Row`; damage can change the table's
-)
+# Of documents, as in `Row`; what is in a damaged table may be in another order.
+COLUMNS = "seq, id, content_hash, metadata, vector, checksum"
 
 
 class State(NamedTuple):
