@@ -31,7 +31,7 @@ class Store(ABC):
     persistent: ClassVar[bool] = True
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self.folder, self.knob = folder, self.knobs[-1]
 
     @classmethod
     def imports(cls) -> None:

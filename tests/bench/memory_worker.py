@@ -97,7 +97,7 @@ class Worker:
         """Open the store and search once; then with filters that this process has not met, and with these once more."""
         began = time.perf_counter()
         self._store.open()
-        self._store.knob = knob or self._store.knobs[-1]
+        self._store.knob = knob or self._store.knob
         self._ask(0, "none")
         answer: dict[str, Any] = {"first_answer": (time.perf_counter() - began) * 1000}
         for kind in FILTERS[1:]:
@@ -114,12 +114,10 @@ class Worker:
                 break
         return resident()
 
-    def build_raw(self, held: int) -> float:
-        """Make the index of raw faiss that a search of racm3 is compared with. Seconds."""
+    def make_raw(self, held: int) -> None:
+        """Make ready the index of raw faiss that a search of racm3 is compared with."""
         assert isinstance(self._store, Racm3)
-        began = time.perf_counter()
-        self._raw = Raw(self._store.kind, self._data.vectors[:held])
-        return time.perf_counter() - began
+        self._raw = Raw(self._store.folder / "memory", self._data.vectors[:held])
 
     def beside_raw(
         self, first: int, n: int, threshold: int | None, seconds: float, together: int = 1
@@ -202,28 +200,23 @@ class Worker:
 
 
 class Raw:
-    """An index of faiss without anything around it, made and searched with the parameters of racm3's index."""
+    """What a memory searches, by faiss alone: the index of its snapshot, as widely; beside an exact one IndexFlatIP."""
 
-    def __init__(self, kind: str, vectors: np.ndarray) -> None:
+    def __init__(self, memory: Path, vectors: np.ndarray) -> None:
         import faiss
 
-        from racm3.memories import approximate
-
+        made = json.loads((memory / "index.json").read_text(encoding="utf-8"))["index"]
         self.parameters: Any = None
-        if approximate.chosen(kind, len(vectors)) == "exact":
+        if made is None:
             self.index: Any = faiss.IndexFlatIP(vectors.shape[1])
+            for start in range(0, len(vectors), 50_000):
+                self.index.add(np.array(vectors[start : start + 50_000]))
         else:
-            self.index, sampled = approximate._made(kind, vectors.shape[1], len(vectors))
-            if not self.index.is_trained:
-                rows = np.random.default_rng(0).choice(len(vectors), min(len(vectors), sampled), replace=False)
-                self.index.train(np.array(vectors[np.sort(rows)]))
-            if kind == "hnsw":
-                self.parameters = faiss.SearchParametersHNSW(efSearch=approximate.WIDTH)
+            self.index = faiss.read_index(str(memory / made["file"]))
+            if made["kind"] == "hnsw":
+                self.parameters = faiss.SearchParametersHNSW(efSearch=made["effort"])
             else:
-                probed = max(approximate.PROBED, self.index.nlist // approximate.PROBED)
-                self.parameters = faiss.SearchParametersIVF(nprobe=probed)
-        for start in range(0, len(vectors), 50_000):
-            self.index.add(np.array(vectors[start : start + 50_000]))
+                self.parameters = faiss.SearchParametersIVF(nprobe=made["effort"])
 
     def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.index.search(queries, K, params=self.parameters)
@@ -270,7 +263,7 @@ class Process:
                 env={**os.environ, **quiet, **cores},
             )
         try:
-            self.import_seconds: float = self._answer(120)
+            self.import_seconds: float = self._answer(600)
         except Failed:
             self.end()
             raise
