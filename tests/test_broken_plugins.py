@@ -123,8 +123,8 @@ PACKAGES = {
         "import no_such_package", "no_such_package", spoil=lambda site: (info(site) / "METADATA").unlink(), version=""
     ),
     # its hooks
-    "a misspelled hook": Package("@hookimpl\ndef racm3_component(): return []", "Did you mean 'racm3_components'"),
-    "a misspelled hook, unmarked": Package("def racm3_preset(): return []", "Did you mean 'racm3_presets'"),
+    "a misspelled hook": Package("@hookimpl\ndef racm3_component(): return []", "Did you mean 'racm3_components'?"),
+    "a misspelled hook, unmarked": Package("def racm3_preset(): return []", "Did you mean 'racm3_presets'?"),
     "a hook without the marker": Package("def racm3_components(): return []", "not marked with @hookimpl"),
     "the marker on another function": Package("@hookimpl\ndef components(): return []", "unknown hook 'components'"),
     "a wrong signature": Package(hook("pass", name="retrieved", arguments="qury"), "qury"),

@@ -21,7 +21,7 @@ from typing import Any, Literal
 import pluggy
 
 from . import hookspecs
-from .errors import PluginError, PluginIncompatible, PluginLoadFailed, nearest
+from .errors import PluginError, PluginIncompatible, PluginLoadFailed, nearest, sentence
 from .hookspecs import PROJECT, Component, Preset, kind_of
 
 Status = Literal["ok", "broken", "incompatible", "blocked"]
@@ -82,7 +82,7 @@ class PluginInfo:
                 f"{subject} is not loaded.", f"Add {self.distribution} to RACM3_PLUGINS, or unset it."
             )
         kind = PluginIncompatible if self.status == "incompatible" else PluginLoadFailed
-        error = kind(f"{subject} is {self.status}: {self.error}.", self.way_out)
+        error = kind(f"{subject} is {self.status}: {sentence(self.error)}", self.way_out)
         error.__cause__ = self.cause
         return error
 

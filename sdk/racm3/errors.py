@@ -103,3 +103,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     matches = difflib.get_close_matches(name, sorted(known), n=1)
     return f"Did you mean '{matches[0]}'?" if matches else ""
+
+
+def sentence(text: object) -> str:
+    """What an error of another kind says, with a full stop where it ends without a mark."""
+    said = str(text)
+    return said if said.endswith((".", "?", "!")) else f"{said}."

@@ -585,3 +585,14 @@ def test_a_memory_in_a_folder_without_write_access_opens_read_only(folder, expec
             path.chmod(0o755)
     assert done.returncode == 0, done.stderr
     assert [[tuple(hit) for hit in hits] for hits in json.loads(done.stdout)] == expected
+
+
+def test_a_database_that_was_emptied_is_not_taken_for_a_new_one(folder, tmp_path):
+    (folder / "memory.db").write_bytes(b"")
+    with pytest.raises(MemoryCorrupt, match=r"is empty, although there is an index .*backup"):
+        FaissMemory(folder)
+    assert (folder / "index.json").exists()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "memory.db").write_bytes(b"")  # killed as it was made
+    with FaissMemory(tmp_path / "begun") as memory:
+        assert len(memory) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Annotated, Any
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import typer
 import typer.main
 
-from ..errors import ConfigError, PluginError, RACM3Error
+from ..errors import ConfigError, PluginError, RACM3Error, sentence
 from ..registry import registry
 from . import output
 from .ablate import ablate
@@ -123,7 +124,16 @@ def run(argv: Sequence[str] | None = None) -> None:
         except Exception as error:
             if debug:
                 raise
+            if isinstance(error, OSError) and _answering(error):
+                output.error(f"The answer cannot be written: {error.strerror or error}.")
+                sys.exit(1)
             # A note says whose it is: see `racm3.crossing.calling`.
-            said = " ".join([f"{type(error).__name__}: {error}.", *getattr(error, "__notes__", ())])
+            said = " ".join([sentence(f"{type(error).__name__}: {error}"), *getattr(error, "__notes__", ())])
             output.error(said, "That was not foreseen: --debug shows where it happened.")
         sys.exit(1)
+
+
+def _answering(error: OSError) -> bool:
+    """Whether it comes from what writes to stdout: the files of commands have errors of their own."""
+    *_, (innermost, _) = traceback.walk_tb(error.__traceback__)
+    return innermost.f_globals.get("__name__", "").partition(".")[0] in ("click", "rich", "typer")

@@ -59,8 +59,9 @@ def generate(
     files = _files(out.expanduser(), n)
     for file in {files[0], files[-1]}:
         check_file(file)
-    with Pipeline.from_config(chosen_pipeline(config, preset, memory)) as pipeline, output.working("Drawing"):
-        options = {"temperature": temperature, "top_p": top_p}
+    options = {"temperature": temperature, "top_p": top_p}
+    chosen = chosen_pipeline(config, preset, memory)
+    with output.interruptible(), Pipeline.from_config(chosen) as pipeline, output.working("Drawing"):
         generation = pipeline.imagine(caption, k=k, where=where, n=n, seed=seed, options=options)
     _save(generation, files)
     if as_json:

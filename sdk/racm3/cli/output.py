@@ -7,7 +7,7 @@ import logging
 import time
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,8 @@ import typer
 
 from ..interfaces import Progress
 
+SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
+READABLE = 12  # columns of a terminal that each column of a table has at least, on average
 DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -105,29 +107,61 @@ def warnings_shown() -> Iterator[None]:
 
 
 def table(columns: list[str], rows: list[list[str]]) -> None:
-    """A table on stdout that folds long cells: on a narrow terminal nothing is cut off."""
+    """A table on stdout that folds long cells: on a narrow terminal nothing is cut off. On one that leaves a column no
+    room to be read in, the cells of a row stand below each other."""
     from rich.table import Table
     from rich.text import Text
 
+    drawn = answer_console()
+    if drawn.width < READABLE * len(columns):
+        for row in rows:
+            for column, cell in zip(columns, row, strict=True):
+                if cell:
+                    drawn.print(Text(f"{column}: {printable(cell)}"))
+            drawn.print()
+        return
     made = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         made.add_column(column, overflow="fold")
     for row in rows:
         made.add_row(*(Text(printable(cell)) for cell in row))
-    answer_console().print(made)
+    drawn.print(made)
+
+
+@contextmanager
+def interruptible(outcome: Callable[[], str] = lambda: "nothing was written.") -> Iterator[None]:
+    """Ctrl-C inside ends the command with status 130, and a line that says what has come of it so far."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        note(f"Interrupted: {outcome()}")
+        raise typer.Exit(130) from None
 
 
 @contextmanager
 def progress(label: str) -> Iterator[Progress]:
-    """A bar on stderr, or a line where that is no terminal; gives the callback that moves it."""
+    """A bar with its rate on stderr, or a line now and then where that is no terminal; gives the callback that moves it."""
     drawn = console()
     if not drawn.is_terminal:
         note(f"{label} ...")
-        yield lambda *_: None
+        yield _lines_now_and_then()
         return
-    with _bar(drawn) as bar:
+    with _bar(drawn, rate=True) as bar:
         task = bar.add_task(label, total=None)
         yield lambda done, total, _: bar.update(task, completed=done, total=total or None)
+
+
+def _lines_now_and_then() -> Progress:
+    began = last = time.monotonic()
+
+    def line(done: int, total: int, _: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > SECONDS_BETWEEN_LINES:
+            last = now
+            note(f"{done}/{total or '?'} ({done / (now - began):.1f}/s)")
+
+    return line
 
 
 @contextmanager
@@ -155,7 +189,7 @@ def watched(label: str) -> Iterator[Progress]:
 
         def line(done: int, total: int, what: str) -> None:
             nonlocal last
-            if time.monotonic() - last > 10 or done == total:
+            if time.monotonic() - last > SECONDS_BETWEEN_LINES or done == total:
                 last = time.monotonic()
                 note(f"{done}/{total or '?'} {what}")
 
@@ -172,11 +206,25 @@ def watched(label: str) -> Iterator[Progress]:
         yield lambda done, total, what: bar.update(task, completed=done, total=total or None, description=what)
 
 
-def _bar(drawn: Any) -> Any:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def _bar(drawn: Any, *, rate: bool = False) -> Any:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=drawn, transient=True)
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(f"{task.speed:.1f}/s" if task.speed else "")
+
+    columns = [TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn()]
+    columns += [Rate()] if rate else []
+    return Progress(*columns, TimeRemainingColumn(), console=drawn, transient=True)
 
 
 @contextmanager

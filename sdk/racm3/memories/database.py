@@ -251,6 +251,7 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
         if folder.exists() and not folder.is_dir():
             raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
         if database.exists():
+            _check_not_emptied(database)
             return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
         if read_only:
             raise MemoryStoreError(
@@ -265,6 +266,20 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
     except OSError as error:
         raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
     return database, False
+
+
+def _check_not_emptied(database: Path) -> None:
+    """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
+    log = database.with_name(f"{database.name}-wal")
+    if (
+        database.stat().st_size == 0
+        and not (log.exists() and log.stat().st_size)
+        and any(database.parent.glob("index*"))
+    ):
+        raise MemoryCorrupt(
+            f"{database} is empty, although there is an index of its documents beside it.",
+            "Restore it from a backup; or remove the folder, to begin anew.",
+        )
 
 
 @contextmanager
