@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import pydoc
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +127,103 @@ def test_an_index_that_failed_keeps_what_was_there_and_what_was_stored(photos: P
     assert len(json.loads(run("search", "a", "--memory", "other", "--preset", "toy", "--json")[1])) == 1
 
 
+KILLS = {
+    "before anything is stored": ("racm3.memories.faiss.FaissMemory.add", 1),
+    "in a transaction": ("racm3.memories.journal.Journal._store_fields", 2),
+    "between two batches": ("racm3.memories.faiss.FaissMemory.get", 3),
+    "before the index is written": ("racm3.memories.faiss.FaissMemory.flush", 1),
+    "as the index is written": ("racm3.memories.snapshot.publish", 2),
+}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("moment", KILLS)
+@pytest.mark.parametrize("kind", ["kill", "interrupt"])
+def test_an_index_that_was_stopped_goes_on_where_it_was(photos: Path, run, monkeypatch, moment, kind):
+    from racm3.memories.faiss import FaissMemory
+
+    for number in range(6):
+        PIL.Image.new("RGB", (8, 8), (40 * number, 0, 99)).save(photos / f"more{number}.png")
+    arguments = ["index", "photos", "--memory", "mem", "--preset", "toy", "--batch-size", "2"]
+    target, at = KILLS[moment]
+    said = Path("said.txt")
+    child = os.fork()
+    if child == 0:
+        try:
+            function, calls = pydoc.locate(target), []
+
+            def stop(*given, **options):
+                calls.append(target)
+                if len(calls) == at:
+                    os.kill(os.getpid(), signal.SIGKILL if kind == "kill" else signal.SIGINT)
+                    time.sleep(0)  # where Python sees to a signal
+                return function(*given, **options)
+
+            monkeypatch.setattr(target, stop)
+            sys.stdout = sys.stderr = said.open("w")
+            main(arguments)
+        except SystemExit as ended:
+            sys.stderr.flush()
+            os._exit(int(ended.code or 0))
+        finally:
+            os._exit(99)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if kind == "kill":
+        assert status == -signal.SIGKILL
+    else:
+        assert status == 130, said.read_text()
+        first, *rest = said.read_text().splitlines()[1:]
+        stored = {"before anything is stored": 0, "in a transaction": 2, "between two batches": 4}.get(moment, 9)
+        assert rest == []
+        assert first == (
+            f"Interrupted: the memory holds {stored} documents, and the same command goes on from there."
+            if stored
+            else "Interrupted: nothing is stored."
+        )
+        assert Path("mem").exists() == bool(stored)
+    code, out, err = run(*arguments)
+    assert code == 0 and out.endswith("the memory holds 9.\n"), err
+    with FaissMemory(Path("mem")) as memory:
+        assert sorted(document.id for document, _ in memory.items()) == sorted(
+            file.name for file in photos.glob("*.png")
+        )
+        assert memory.verify() == []
+
+
+def test_an_interrupted_drawing_says_so(memory: Path, run, monkeypatch):
+    from racm3.testing import PaintingGenerator
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PaintingGenerator, "generate", stop)
+    code, out, err = run("generate", "a kite", "--memory", memory, "--preset", "toy", "--out", "kite.png")
+    assert (code, out, err) == (130, "", "Interrupted: nothing was written.\n") and not Path("kite.png").exists()
+
+
+def test_index_passes_over_near_duplicates_and_lists_them(photos: Path, run):
+    pytest.importorskip("imagehash")
+    for name in COLOURS:
+        PIL.Image.open(photos / f"{name}.png").resize((40, 40)).save(photos / f"{name}-again.jpg")
+    arguments = ("index", photos, "--memory", "mem", "--preset", "toy", "--near-duplicates", 8)
+    for new in (3, 0):
+        code, out, err = run(*arguments)
+        assert code == 0 and out == f"6 documents read, {new} of them new; the memory holds 3.\n"
+        assert "3 near-duplicates passed over:\n  fox.png looks like fox-again.jpg\n" in err
+    report = json.loads(run(*arguments, "--json")[1])
+    assert {"id": "kite.png", "of": "kite-again.jpg"} in report["near_duplicates"]
+    assert (report["read"], report["new"], report["stored"], report["skipped"]) == (6, 0, 3, [])
+    code, out, _ = run(*arguments[:-2], "--json")
+    assert code == 0 and json.loads(out)["new"] == 3, "only where it is asked for"
+
+
+def test_near_duplicates_need_a_library(photos: Path, run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagehash", None)
+    code, _, err = run("index", photos, "--memory", "mem", "--preset", "toy", "--near-duplicates", 8)
+    assert code == 1 and 'pip install "racm3[near-duplicates]"' in err and not Path("mem").exists()
+    assert run("index", photos, "--memory", "mem", "--preset", "toy", "--near-duplicates", 64)[0] == 2
+
+
 WRITER = """
 import sys
 from pathlib import Path
@@ -214,8 +315,8 @@ def test_search_shows_a_table_without_reading_captions_as_markup(memory: Path, r
         monkeypatch.setenv("COLUMNS", width)
         code, out, _ = run("search", "fox", "-k", 1, "--memory", memory, "--preset", "toy")
         assert code == 0 and max(map(len, out.splitlines())) <= int(width)
-        if width == "200":
-            assert "fox.png" in out and "a fox [bold] 凧" in out
+        assert "fox.png" in out and "a fox [bold] 凧" in out
+        assert ("text: a fox" in out) == (width == "24"), "too narrow for a table"
 
 
 @pytest.mark.parametrize(
@@ -493,10 +594,31 @@ def test_long_work_is_told_of_where_there_is_no_terminal(photos: Path, run, caps
     assert capsys.readouterr().err == "Loading ...\nDrawing (1 of 2) ...\nCaptioning (2 of 2) ...\n"
 
 
+def test_progress_is_told_with_its_rate(monkeypatch, capsys):
+    from racm3.cli import output
+
+    clock = iter([0.0, 4.0, 12.0, 15.0, 30.0])
+    monkeypatch.setattr(output.time, "monotonic", lambda: next(clock))
+    with output.progress("Indexing") as progress:
+        for done in (10, 60, 70, 300):
+            progress(done, 1000, "kite.png")
+    assert capsys.readouterr().err == "Indexing ...\n60/1000 (5.0/s)\n300/1000 (10.0/s)\n"
+
+
 def test_version_and_no_arguments(toy: Path, run):
     assert run("--version")[1].strip()[0].isdigit()
     code, out, err = run()
     assert code in (0, 2) and "generate" in out + err
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_an_answer_that_cannot_be_written_is_one_line(memory: Path, run, monkeypatch):
+    for options in ((), ("--json",)):
+        # Closing it fails once more.
+        with suppress(OSError), Path("/dev/full").open("w") as full, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", full)
+            code, _, err = run("search", "fox", "--memory", "mem", "--preset", "toy", *options)
+        assert (code, err) == (1, "Error: The answer cannot be written: No space left on device.\n")
 
 
 def test_the_installed_program_in_a_terminal_without_unicode(photos: Path):

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -50,24 +50,31 @@ def read_folder(
     []
     """
     root = Path(path).expanduser()
+    on_skip = on_skip or _log
     if root.suffix.lower() == ".jsonl" and root.is_file():
-        return _read(root.parent, _lines(root.parent, root), on_skip or _log, progress)
+        return _read(root.parent, _lines(root), _count(root), document_from_line, on_skip, progress)
     if not root.is_dir():
         what = f"{root} is a file, not a folder." if root.is_file() else f"There is no folder {root}."
         raise ConfigError(what, "Give a folder of pictures, or a .jsonl file.")
-    listing = _jsonl(root)
-    return _read(root, _lines(root, listing) if listing else _pictures(root), on_skip or _log, progress)
+    if listing := _jsonl(root):
+        return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress)
+    names = _pictures(root)
+    return _read(root, ((name, name) for name in names), len(names), _captioned, on_skip, progress)
 
 
-# Where a sample stands, and how to read it.
-_Sample: TypeAlias = tuple[str, Callable[[], Document]]
-
-
-def _read(root: Path, samples: list[_Sample], on_skip: OnSkip, progress: Progress | None) -> Iterator[Document]:
+def _read(
+    root: Path,
+    samples: Iterable[tuple[str, str]],
+    total: int,
+    read: Callable[[Path, str], Document],
+    on_skip: OnSkip,
+    progress: Progress | None,
+) -> Iterator[Document]:
+    """The documents of samples, each of which is where it stands, and what says how to `read` it."""
     seen: Counter[str] = Counter()
-    for done, (where, read) in enumerate(samples, start=1):
+    for done, (where, said) in enumerate(samples, start=1):
         try:
-            document = read()
+            document = read(root, said)
         except (RACM3Error, OSError, ValueError, RecursionError) as error:
             on_skip(where, error)
         else:
@@ -75,8 +82,9 @@ def _read(root: Path, samples: list[_Sample], on_skip: OnSkip, progress: Progres
             if document.metadata.get("path") == document.id and seen[document.id] > 1:
                 document = document.replace(id=f"{document.id}#{seen[document.id]}")
             yield document
+            del document  # whoever has it now may let its pictures go
         if progress is not None:
-            progress(done, len(samples), where)
+            progress(done, total, where)
 
 
 def _jsonl(root: Path) -> Path | None:
@@ -90,13 +98,12 @@ def _jsonl(root: Path) -> Path | None:
     return files[0] if files else None
 
 
-def _pictures(root: Path) -> list[_Sample]:
+def _pictures(root: Path) -> list[str]:
     # What is named like a picture is tried, so that a broken link is told of.
     names = (
         file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and not file.is_dir()
     )
-    shown = sorted(name.as_posix() for name in names if not any(step.startswith(".") for step in name.parts))
-    return [(name, lambda name=name: _captioned(root, name)) for name in shown]  # type: ignore[misc]
+    return sorted(name.as_posix() for name in names if not any(step.startswith(".") for step in name.parts))
 
 
 def _captioned(root: Path, name: str) -> Document:
@@ -111,16 +118,19 @@ def _captioned(root: Path, name: str) -> Document:
     return Document([text, image] if text else [image], id=path, metadata={"path": path})
 
 
-def _lines(root: Path, listing: Path) -> list[_Sample]:
+def _lines(listing: Path) -> Iterator[tuple[str, str]]:
+    """The lines that say something, with where they stand."""
+    with listing.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield f"{listing.name}:{number}", line
+
+
+def _count(listing: Path) -> int:
     try:
-        lines = listing.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+        return sum(1 for _ in _lines(listing))
     except OSError as error:
         raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.") from error
-    return [
-        (f"{listing.name}:{number}", lambda line=line: document_from_line(root, line))  # type: ignore[misc]
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
 
 
 def document_from_line(root: Path, line: str) -> Document:

@@ -106,6 +106,10 @@ class Image:
     @cached_property
     def picture(self) -> PIL.Image.Image:
         """The decoded picture, RGB."""
+        return self._decoded(self._opened())
+
+    def _opened(self) -> PIL.Image.Image:
+        """The picture as far as its header says."""
         import PIL.Image
 
         try:
@@ -124,7 +128,7 @@ class Image:
                 ) from error
             raise self._undecodable(error) from error
         self._check_pixels(opened.size)
-        return self._decoded(opened)
+        return opened
 
     def _decoded(self, opened: PIL.Image.Image) -> PIL.Image.Image:
         try:
@@ -139,6 +143,12 @@ class Image:
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
         return self.picture.size
+
+    @property
+    def pixels(self) -> int:
+        """Width times height, by the header alone where the picture is not decoded yet."""
+        width, height = self.picture.size if "picture" in self.__dict__ else self._opened().size
+        return width * height
 
     def square(self, size: int, *, fill: tuple[int, int, int] = (255, 255, 255)) -> np.ndarray:
         """The picture centred on a square of `fill` and resized: uint8 [size, size, 3].

@@ -9,16 +9,16 @@ Data goes one way: prompt, documents that ground it, answer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Sized
-from itertools import islice
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
+from .adding import add_documents
 from .answering import Asked, all_options, answers, fingerprints
 from .classification import Classification, checked_labels, label_probabilities
-from .crossing import calling, checked_documents, checked_encoder, checked_generator, next_event
+from .crossing import calling, checked_encoder, checked_generator, next_event
 from .document import Blank, Document, Image, Text
-from .errors import ConfigError, GenerationError, InvalidDocument, ModalityError
+from .errors import ConfigError, GenerationError, ModalityError
 from .generation import Generation
 from .interfaces import (
     Event,
@@ -36,12 +36,13 @@ from .interfaces import (
 from .options import Options
 from .ranking import Rerank, check_rerank
 from .registry import registry
-from .retrieval import Clock, check_filter, encode_documents, encode_queries, nearest_hits, retrieve, without_blanks
+from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
 from .tasks import Asking, Context, Example, Picture, Tasks, as_example, as_image
 
 if TYPE_CHECKING:
     from .config import PipelineConfig
+    from .near_duplicates import NearDuplicates
 
 DEFAULT_K = 2
 
@@ -125,43 +126,21 @@ class Pipeline(Tasks):
         *,
         batch_size: int = 64,
         on_duplicate: OnDuplicate = "error",
+        near_duplicates: NearDuplicates | None = None,
         progress: Progress | None = None,
     ) -> list[str]:
         """Encode documents and store them, batch by batch, and return their ids in order. Each batch that was stored
         stays stored, whatever happens to a later one.
 
-        on_duplicate: what becomes of a document whose id is stored already; "skip" does not even encode it.
-        progress: called with the number done, the number in all (0: unknown), and the last id.
+        batch_size: of documents; fewer where their pictures are large. on_duplicate: what becomes of a document whose id is
+        stored already; "skip" does not even encode it. near_duplicates: leaves out pictures that are stored in another form
+        already; their ids are not returned. progress: called with the number done, the number in all (0: unknown), and the
+        last id.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size is at least 1, not {batch_size}.")
-        if isinstance(documents, Document):
-            documents = [documents]
-        total = len(documents) if isinstance(documents, Sized) else 0
-        ids: list[str] = []
-        source = iter(documents)
-        while batch := list(islice(source, batch_size)):
-            for document in batch:
-                if not isinstance(document, Document):
-                    raise InvalidDocument(
-                        f"A memory holds documents, not {type(document).__name__}.", "Document([...])"
-                    )
-                if document.blanks:
-                    raise InvalidDocument(f"{document!r} has blanks: a memory holds whole documents.")
-            ids += [document.id for document in batch]
-            if on_duplicate == "skip":
-                asked = [document.id for document in batch]
-                with calling(self.memory):
-                    found = self.memory.get(asked)
-                stored = checked_documents(self.memory, asked, found)
-                batch = [document for document, old in zip(batch, stored, strict=True) if old is None]
-            if batch:
-                vectors = encode_documents(self.retriever, batch, batch_size=batch_size)
-                with calling(self.memory):
-                    self.memory.add(batch, vectors, on_duplicate=on_duplicate)
-            if progress is not None:
-                progress(len(ids), total, ids[-1])
-        return ids
+        return add_documents(
+            self.retriever, self.memory, documents, batch_size=batch_size, on_duplicate=on_duplicate,
+            near_duplicates=near_duplicates, progress=progress,
+        )  # fmt: skip
 
     def search(self, query: str | Document | Picture, k: int = 10, where: Where | None = None) -> list[Hit]:
         """The k documents nearest to a text, a picture (a `Path` is a picture's), or a document with both; best first."""

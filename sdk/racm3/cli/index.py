@@ -39,6 +39,16 @@ def index(
     on_duplicate: Annotated[OnDuplicate, typer.Option(help="What to do with pictures that are indexed already.")] = (
         OnDuplicate.SKIP
     ),
+    near_duplicates: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=63,
+            metavar="BITS",
+            help="Pass over pictures that are stored in another form: encoded anew, resized, slightly recoloured. Their "
+            "hashes differ in at most so many of 64 bits; a good choice is 8.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Documents encoded at a time.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
@@ -46,49 +56,72 @@ def index(
     if memory is None and config is None:
         raise typer.BadParameter("say where to keep the documents", param_hint="--memory")
     from ..collection import read_folder
+    from ..near_duplicates import NearDuplicates
     from ..pipeline import Pipeline
 
     chosen = chosen_pipeline(config, preset, memory, writes=True, generates=False)
     skipped: list[tuple[str, Exception]] = []
+    repeated: list[tuple[str, str]] = []
+    repeats = None
+    if near_duplicates is not None:
+        repeats = NearDuplicates(near_duplicates, on_skip=lambda id, of: repeated.append((id, of)))
     started, stored = time.perf_counter(), 0
     new = _not_there_yet(memory_path(chosen))
-    try:
-        with output.progress(f"Indexing {folder}") as progress:
-            documents = read_folder(
-                folder, on_skip=lambda path, error: skipped.append((path, error)), progress=progress
-            )
-            with Pipeline.from_config(chosen) as pipeline:
-                before = len(pipeline.memory)
-                try:
-                    ids = pipeline.add(documents, batch_size=batch_size, on_duplicate=on_duplicate.value)
-                    pipeline.memory.flush()
-                finally:
-                    stored = len(pipeline.memory)
-    finally:
-        if not stored:
-            _remove(new, chosen.memory)
-    if not ids and not skipped:
+    with output.interruptible(lambda: _interrupted(stored, on_duplicate)):
+        try:
+            with output.progress(f"Indexing {folder}") as progress:
+                documents = read_folder(
+                    folder, on_skip=lambda path, error: skipped.append((path, error)), progress=progress
+                )
+                with Pipeline.from_config(chosen) as pipeline:
+                    before = len(pipeline.memory)
+                    try:
+                        ids = pipeline.add(
+                            documents, batch_size=batch_size, on_duplicate=on_duplicate.value, near_duplicates=repeats
+                        )
+                        pipeline.memory.flush()
+                    finally:
+                        stored = len(pipeline.memory)
+        finally:
+            if not stored:
+                _remove(new, chosen.memory)
+    read = len(ids) + len(repeated)
+    if not read and not skipped:
         raise ConfigError(f"There are no pictures in {folder}.", "PNG, JPEG, WebP, GIF and BMP files are read.")
     if as_json:
         output.print_json(
             {
-                "read": len(ids),
+                "read": read,
                 "new": stored - before,
                 "stored": stored,
                 "skipped": [{"path": path, "error": str(error)} for path, error in skipped],
+                "near_duplicates": [{"id": id, "of": of} for id, of in repeated],
                 "seconds": round(time.perf_counter() - started, 3),
             }
         )
     else:
-        typer.echo(f"{len(ids)} documents read, {stored - before} of them new; the memory holds {stored}.")
-    if skipped:
-        output.note(f"{len(skipped)} passed over:")
-        for path, error in skipped[:MOST_SKIPPED]:
-            output.note(f"  {path}: {error}")
-        if len(skipped) > MOST_SKIPPED:
-            output.note(f"  ... and {len(skipped) - MOST_SKIPPED} more, which --json lists")
-    if not ids:
+        typer.echo(f"{read} documents read, {stored - before} of them new; the memory holds {stored}.")
+    _tell("passed over", [f"{path}: {error}" for path, error in skipped])
+    _tell("near-duplicates passed over", [f"{id} looks like {of}" for id, of in repeated])
+    if not read:
         raise typer.Exit(1)
+
+
+def _tell(what: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    output.note(f"{len(lines)} {what}:")
+    for line in lines[:MOST_SKIPPED]:
+        output.note(f"  {line}")
+    if len(lines) > MOST_SKIPPED:
+        output.note(f"  ... and {len(lines) - MOST_SKIPPED} more, which --json lists")
+
+
+def _interrupted(stored: int, on_duplicate: OnDuplicate) -> str:
+    if not stored:
+        return "nothing is stored."
+    again = "the same command" if on_duplicate == OnDuplicate.SKIP else "the same command with --on-duplicate skip"
+    return f"the memory holds {stored} documents, and {again} goes on from there."
 
 
 def _not_there_yet(path: Path | None) -> list[Path]:
