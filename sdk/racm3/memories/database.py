@@ -57,6 +57,28 @@ INSERT INTO manifest VALUES ('generation', 0);
 """
 
 
+class _Connection(sqlite3.Connection):
+    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them."""
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().execute(*arguments)
+        except UnicodeDecodeError as error:
+            raise _unreadable() from error
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        try:
+            return super().executemany(*arguments)
+        except UnicodeDecodeError as error:
+            raise _unreadable() from error
+
+
+def _unreadable() -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError("its tables are not described by text")
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
 class Database:
     """Everything happens inside `reading()` or `writing()`, which are transactions: what is read in one of them belongs
     together, and what is written in one is stored whole or not at all.
@@ -78,9 +100,6 @@ class Database:
         try:
             with _translated(self.place):
                 self._open_or_create()
-        except UnicodeDecodeError as error:  # SQLite's own message quotes what is no text any more
-            self.connection.close()
-            raise _damaged(self.place, "its tables are not described by text") from error
         except BaseException:
             self.connection.close()
             raise
@@ -92,7 +111,7 @@ class Database:
             shared = os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists()
             place, uri = f"{self.path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
         connection = sqlite3.connect(
-            place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+            place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
         )
         # Damaged text must reach the checksum, which names the document, instead of failing to decode.
         connection.text_factory = lambda data: data.decode("utf-8", "replace")
