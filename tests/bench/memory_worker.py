@@ -180,7 +180,7 @@ class Worker:
         shares = []
         for query, rows, true in zip(range(first, first + len(found)), found, nearest, strict=False):
             asked, true = self._queries[query].astype(np.float64), true[true >= 0]
-            where, chosen = filter_of(kind, query), np.unique(rows)
+            where, chosen = filter_of(kind, query), np.unique(np.array(rows, dtype=np.int64))
             if where is not None:
                 chosen = chosen[self._fields[where[0]][chosen] == where[1]]
             least = (self._data.vectors[true].astype(np.float64) @ asked).min()
