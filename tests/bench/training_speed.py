@@ -11,7 +11,10 @@ model's own products alone, which no step can beat. "retrieval" is what batches 
 as a share of a step; "cycles" is where the time of a step goes. With --processes: the losses of one process and of two
 (gloo; plain and sharded) at the same global batch.
 
-On one quiet core: tiny half a minute, small a minute, 125m four; --compile doubles it; --processes half a minute.
+glibc gives tensors above 32 MB back to the system, and pays for fresh pages at the next step (5 to 15 % of tiny's time in a
+virtual machine): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keeps them.
+
+On one quiet core, an estimate: tiny half a minute, small a minute, 125m four; --compile doubles it; --processes half a minute.
 """
 
 from __future__ import annotations
@@ -44,7 +47,7 @@ from racm3.training.packing import attention_mask
 from racm3.training.trainer import TrainerSettings, train
 
 WORDS, CODES, TOKENS, DOCUMENTS = 2048, 1024, 64, 300
-BATCHES = 2  # different ones, in turn: each has a shape of its own to be compiled
+BATCHES = 3  # different ones, in turn: unpacked, one for each K. The first time of each is not counted
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -107,9 +110,8 @@ class Paired(Plain):
         model = super().build()
         self.bare_model: Any = copy.deepcopy(model).train()
         self.optimizer = torch.optim.AdamW(
-            self.bare_model.parameters(), lr=self.trainer.learning_rate, betas=self.trainer.betas, weight_decay=0.0,
-            fused=True,
-        )  # fmt: skip
+            self.bare_model.parameters(), lr=self.trainer.learning_rate, betas=self.trainer.betas, weight_decay=0.0
+        )
         self.moment = now()
         return model
 
@@ -246,8 +248,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         train(stage, stage.trainer, Path(folder))
         ours = logged(Path(folder))
-    kept = slice(2 * BATCHES if given.compile else BATCHES, None)  # the first of each shape is not like the others
-    pairs = list(zip(stage.ours[kept], stage.bare[kept], strict=True))
+    pairs = list(zip(stage.ours[BATCHES:], stage.bare[BATCHES:], strict=True))
     cpu, clock = (median(one[i] for one, _ in pairs) for i in range(2))
     tokens, operations = (float(np.mean(each)) for each in zip(*map(stage.work, stage.ready), strict=True))
     held = [batch["ids"].numel() for batch in stage.ready]
@@ -333,7 +334,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--pack", type=int, default=512)
     parser.add_argument("--samples", type=int, default=32)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)

@@ -99,7 +99,8 @@ class ObjectiveSettings(BaseModel):
     pack_to: int = Field(
         0,
         ge=0,
-        description="samples are packed into rows of at most so many tokens, K drawn for each; 0: a row each, K for all",
+        description="samples are packed into rows of at most so many tokens, K drawn for each; 0: a row each, K for all. "
+        "Of documents of 83 tokens, about 2 % is padding with 768 and batch_size = 32, or 512 and 96, and pad_to = 8",
     )
 
 
