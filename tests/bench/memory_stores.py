@@ -68,7 +68,8 @@ class Racm3(Store):
     """FaissMemory as it comes, its index being exact."""
 
     packages = ("racm3", "faiss-cpu")
-    modules = ("racm3", "racm3.memories.faiss", "faiss")
+    # The first exact search of many documents would import torch, and so be charged with it.
+    modules = ("racm3", "racm3.memories.faiss", "faiss", "torch")
     kind = "exact"
 
     def create(self) -> None:
