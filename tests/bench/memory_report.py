@@ -110,12 +110,19 @@ def found(result: dict[str, Any], store: str, kind: str) -> float:
     return float(np.mean(recalls)) if recalls else 0.0
 
 
+def by_others(result: dict[str, Any], store: str, kind: str) -> float:
+    """Its recall of the queries by which its knob was set: one that was just enough may not be by those that are timed."""
+    return result["stores"][store]["search"][kind]["recall_held_out"]
+
+
 def quickest(result: dict[str, Any], kind: str, *, ours: bool, least: float = ENOUGH) -> str | None:
     """Of the stores that find enough."""
     names = [
         name
         for name in result["stores"]
-        if name.startswith("racm3") == ours and found(result, name, kind) >= least and rounds(result, name, kind)
+        if name.startswith("racm3") == ours
+        and any(rounds(result, name, kind))
+        and (found(result, name, kind) >= least or (not ours and by_others(result, name, kind) >= least))
     ]
     return min(names, key=lambda name: middle(rounds(result, name, kind)), default=None)
 
