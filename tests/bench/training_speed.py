@@ -1,7 +1,7 @@
 """A training step of the generator: beside a bare loop, against the matrix peak, and by two processes.
 
 python tests/bench/training_speed.py [--sizes tiny,small,125m] [--pack 512] [--attention sdpa] [--compile] [--precision bf16]
-    [--steps 6] [--samples 32] [--threads 1] [--processes] > tests/bench/training_speed.json
+    [--steps 9] [--samples 32] [--threads 1] [--processes] > tests/bench/training_speed.json
 
 For each size the trainer and a bare loop (forward, loss, backward, clip, AdamW; batches ready in a list) take the same steps
 in turn, on made-up documents of a caption and a picture of 64 tokens. "of_bare" is the bare loop's time over the
