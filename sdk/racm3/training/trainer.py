@@ -266,7 +266,6 @@ def build_optimizers(model: torch.nn.Module, settings: TrainerSettings) -> list[
             [{"params": decayed, "weight_decay": settings.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=rate,
             betas=settings.betas,
-            fused=True,
         )
     ]
     matrices = [p for n, p in parameters if hidden(n, p)]
