@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -57,26 +57,43 @@ INSERT INTO manifest VALUES ('generation', 0);
 """
 
 
-class _Connection(sqlite3.Connection):
-    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them."""
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. And sizes that are
+    damaged can ask for more memory than there is."""
 
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+    def call(*arguments: Any) -> Any:
         try:
-            return super().execute(*arguments)
-        except UnicodeDecodeError as error:
-            raise _unreadable() from error
+            return method(*arguments)
+        except (UnicodeDecodeError, MemoryError) as error:
+            raise _damage(error) from error
+
+    return call
+
+
+class _Cursor(sqlite3.Cursor):
+    execute = _told(sqlite3.Cursor.execute)
+    executemany = _told(sqlite3.Cursor.executemany)
+    fetchone = _told(sqlite3.Cursor.fetchone)
+    fetchall = _told(sqlite3.Cursor.fetchall)
+    __next__ = _told(sqlite3.Cursor.__next__)
+
+
+class _Connection(sqlite3.Connection):
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
 
     def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        try:
-            return super().executemany(*arguments)
-        except UnicodeDecodeError as error:
-            raise _unreadable() from error
+        return self.cursor(_Cursor).executemany(*arguments)
 
 
-def _unreadable() -> sqlite3.DatabaseError:
-    error = sqlite3.DatabaseError("its tables are not described by text")
-    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-    return error
+def _damage(error: Exception) -> sqlite3.DatabaseError:
+    if isinstance(error, MemoryError):
+        found, code = "it asks for more memory than there is", sqlite3.SQLITE_NOMEM
+    else:
+        found, code = "its tables are not described by text", sqlite3.SQLITE_CORRUPT
+    damage = sqlite3.DatabaseError(found)
+    damage.sqlite_errorcode = code
+    return damage
 
 
 class Database:

@@ -173,11 +173,12 @@ class VectorIndex:
     def _at(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the vectors of rows (int64 [n]): float32 [n, dim]."""
         if len(self.segments) == 1:
-            return self.segments[0].vectors[rows]
+            return self.segments[0].at(rows)
         found, start = np.empty((len(rows), self.dim), dtype=np.float32), 0
         for segment in self.segments:
             here = (rows >= start) & (rows < start + len(segment))
-            found[here] = segment.vectors[rows[here] - start]
+            if here.any():
+                found[here] = segment.at(rows[here] - start)
             start += len(segment)
         return found
 

@@ -7,6 +7,7 @@ The file holds three arrays one after another, little-endian: numbers int64 [n],
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
@@ -14,6 +15,7 @@ from typing import BinaryIO, TypeAlias
 import numpy as np
 
 ROWS = 16_384  # written at a time
+FEW = 256  # rows that are read one by one
 
 
 class Segment:
@@ -22,7 +24,7 @@ class Segment:
     path: the file that it is mapped from; None: it is in memory alone. sha256: of that file.
     """
 
-    __slots__ = ("halves", "path", "seqs", "sha256", "vectors")
+    __slots__ = ("_file", "halves", "path", "seqs", "sha256", "vectors")
 
     def __init__(
         self,
@@ -35,6 +37,22 @@ class Segment:
     ) -> None:
         self.seqs, self.vectors, self.halves = seqs, vectors, halves
         self.path, self.sha256 = path, sha256
+        self._file: BinaryIO | None = None if path is None else path.open("rb", buffering=0)
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Copies of the vectors of rows (int64 [n]): float32 [n, dim].
+
+        A few are read from the file: of a mapping the system would bring in the pages around each of them as well.
+        """
+        if self._file is None or len(rows) > FEW or not hasattr(os, "preadv"):
+            return self.vectors[rows]
+        dim = self.vectors.shape[1]
+        found = np.empty((len(rows), dim), dtype="<f4")
+        start, descriptor = len(self) * (8 + 2 * dim), self._file.fileno()
+        for row, place in zip(found, rows.tolist(), strict=True):
+            if os.preadv(descriptor, [row.data], start + 4 * dim * place) != row.nbytes:
+                raise OSError(f"{self.path} has become shorter")
+        return found
 
     def __len__(self) -> int:
         return len(self.seqs)
