@@ -1,8 +1,9 @@
 """Four readers and a writer of one memory: python tests/bench/memory_readers.py [--minutes 10] [--kill 5] [--out FILE.json]
 
 The writer adds, replaces and deletes batches of documents, each in one call, writes the snapshot, compacts, and makes one
-kind of index after the other; it is killed at random, every --kill seconds (0: never), and another one goes on. What it does is drawn from a seed, and every batch is written together with a document that
-says how far it has come, the clock; so each reader knows, for whatever it sees, what else there has to be:
+kind of index after the other; it is killed at random, every --kill seconds (0: never), and another one goes on. What it
+does is drawn from a seed, and every batch is written together with a document that says how far it has come, the clock; so
+each reader knows, for whatever it sees, what else there has to be:
 
 whole      a search for everything finds exactly the documents of the moment that the clock shows, with their vectors
 batch      a filtered search finds a batch, all of it and of one version, or nothing
@@ -119,7 +120,7 @@ def documents(batch: int, version: int) -> list[Document]:
 
 
 def write(place: Path, seed: int, until: float) -> None:
-    """Go on from where the clock stands."""
+    """Go on from where the clock stands, by one tick at least."""
     approximate.SMALL = 0
     pause = random.Random(seed)
     with FaissMemory(place) as memory:
@@ -127,8 +128,6 @@ def write(place: Path, seed: int, until: float) -> None:
         for now, tick in enumerate(ticks(seed), start=1):
             if now <= before:
                 continue
-            if time.monotonic() > until:
-                return
             if tick.delete is not None:
                 memory.delete(ids(tick.delete))
             clock = Document(text(CLOCK, now, 0), id=CLOCK, metadata={"tick": now})
@@ -136,6 +135,8 @@ def write(place: Path, seed: int, until: float) -> None:
             memory.add(made, vectors, on_duplicate="replace")
             if tick.then is not None:
                 memory.reindex(tick.then) if tick.then in KINDS else getattr(memory, tick.then)()
+            if time.monotonic() > until:
+                return
             time.sleep(pause.random() * 0.02)
 
 
@@ -147,18 +148,18 @@ def time_of(memory: FaissMemory) -> int:
 
 def writers(place: Path, seed: int, until: float, seconds: float) -> dict[str, Any]:
     """One writer after the other, each of which is killed, but for the last; then the memory is verified."""
-    draw, kills, wrong = random.Random(f"{seed} kills"), 0, list[str]()
-    while time.monotonic() < until:
+    draw, kills, wrong, last = random.Random(f"{seed} kills"), 0, list[str](), False
+    while not last and not wrong:
+        last = time.monotonic() > until
         process = multiprocessing.get_context("fork").Process(target=write, args=(place, seed, until))
         process.start()
-        process.join(seconds * 2 * draw.random() if seconds else None)
+        process.join(seconds * 2 * draw.random() if seconds and not last else None)
         if time.monotonic() < until and process.is_alive():
             process.kill()
             kills += 1
         process.join()
         if process.exitcode not in (0, -signal.SIGKILL):
             wrong.append(f"it ended with status {process.exitcode}")
-            break
     with FaissMemory(place) as memory:
         wrong += memory.verify()
         now = time_of(memory)
