@@ -157,3 +157,12 @@ def test_only_the_filters_asked_for_last_are_remembered(memory):
     for number in range(3 * index.FILTERS):
         answer(memory, {"even": number})
     assert len(memory._index._filters) == index.FILTERS
+
+
+def test_what_another_process_is_writing_is_left_alone(memory, tmp_path):
+    """It has no name in a snapshot yet; only what the one before named is taken away."""
+    (superseded,) = files(tmp_path)
+    (tmp_path / "vectors-0123456789abcdef.rows").write_bytes(b"of another process")
+    memory.add(texts(90, 100), unit(1, 90))
+    memory.flush()
+    assert superseded not in files(tmp_path) and "vectors-0123456789abcdef.rows" in files(tmp_path)

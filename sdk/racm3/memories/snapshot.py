@@ -17,7 +17,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -136,13 +136,13 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
                 "sha256": sha256,
             }
         header["checksum"] = _checksum(header)
-        part = _part(folder)
+        before, part = _header(folder), _part(folder)
         try:
             part.write_text(json.dumps(header, indent=1), encoding="utf-8")
             publish(part, folder / HEADER)
         finally:
             part.unlink(missing_ok=True)
-        _clean(folder, {path for path, _ in _files(folder, header)})
+        _clean(folder, {path for path, _ in _files(folder, header)}, before)
     return index
 
 
@@ -187,11 +187,14 @@ def _part(folder: Path) -> Path:
     return folder / f"index-{uuid.uuid4().hex}.part"
 
 
-def _clean(folder: Path, named: set[Path]) -> None:
-    for old in (*folder.glob("index-*"), *folder.glob("vectors-*")):
-        # A part may belong to another process that is writing it now, or to one that was killed.
-        if old not in named and (old.suffix != ".part" or time.time() - old.stat().st_mtime > ABANDONED):
-            old.unlink(missing_ok=True)
+def _clean(folder: Path, named: set[Path], before: dict[str, Any] | None) -> None:
+    """Remove what the snapshot before this one named, and this one does not. What none has named may belong to another
+    process that is writing it now, or to one that was killed."""
+    old = {path for path, _ in _files(folder, before)} if before is not None else set()
+    for path in (*folder.glob("index-*"), *folder.glob("vectors-*")):
+        with suppress(FileNotFoundError):  # another process cleans, too
+            if path not in named and (path in old or time.time() - path.stat().st_mtime > ABANDONED):
+                path.unlink()
 
 
 def _write(index: faiss.Index, file: BinaryIO) -> str:
