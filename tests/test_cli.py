@@ -160,6 +160,7 @@ def test_an_index_that_was_stopped_goes_on_where_it_was(photos: Path, run, monke
                 return function(*given, **options)
 
             monkeypatch.setattr(target, stop)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background may ignore it
             sys.stdout = sys.stderr = said.open("w")
             main(arguments)
         except SystemExit as ended:
