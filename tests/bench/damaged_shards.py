@@ -69,7 +69,8 @@ def imports(made: list[Files], folder: Path, draw: random.Random) -> str:
                     image.picture  # noqa: B018
         if problems := memory.verify():
             raise Wrong(f"after the import: {problems}")
-    if not forged and outcome == "sound" and not skip and files[shards.MANIFEST] == one[shards.MANIFEST]:
+    changed = files != one and files[shards.MANIFEST] == one[shards.MANIFEST]
+    if changed and not forged and outcome == "sound" and not skip:
         raise Wrong("a damaged export was imported")
     return outcome
 

@@ -175,6 +175,15 @@ def test_a_width_that_no_vector_has_is_refused(shards, dim):
         Export(shards)
 
 
+def test_a_shard_whose_name_is_none_is_refused(shards):
+    said = json.loads((shards / "export.json").read_text())
+    said["shards"][0]["name"] = "shard\0.tar"
+    said["checksum"] = _checksum(said)
+    (shards / "export.json").write_text(json.dumps(said))
+    with pytest.raises(MemoryCorrupt):
+        Export(shards)
+
+
 def test_half_an_export_is_refused_and_begun_anew(memory, tmp_path, monkeypatch):
     folder, fsyncs = tmp_path / "shards", []
 

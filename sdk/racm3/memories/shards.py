@@ -75,7 +75,8 @@ class Export:
             self.shards = [
                 Shard(str(one["name"]), int(one["documents"]), str(one["sha256"])) for one in found["shards"]
             ]
-            if any(Path(shard.name).name != shard.name for shard in self.shards):  # nothing outside is read
+            # Nothing outside is read, and what is no name at all is not asked for.
+            if any(Path(shard.name).name != shard.name or "\0" in shard.name for shard in self.shards):
                 raise ValueError(self.shards)
             if not 0 < self.encoder.dim < 2**31:
                 raise ValueError(self.encoder)
