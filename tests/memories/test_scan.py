@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from racm3.errors import MemoryCorrupt
 from racm3.memories import scan
 from racm3.memories.segment import Segment, mapped, write
 
@@ -115,3 +116,13 @@ def test_numbers_that_do_not_ascend_are_no_segment(tmp_path, seqs):
         write([(Segment(np.array(seqs), unit(random(np.random.default_rng(0), 2))), None)], file)
     with pytest.raises(ValueError, match="ascend"):
         mapped(tmp_path / "rows", 2, DIM, "")
+
+
+def test_a_file_that_has_become_shorter_is_an_error_of_ours(tmp_path):
+    path = tmp_path / "rows"
+    with path.open("wb") as file:
+        write([(Segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
+    found = mapped(path, 10, DIM, "")
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(MemoryCorrupt, match="shorter"):
+        found.at(np.array([0, 9]))

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
 import numpy as np
+
+from ..errors import MemoryCorrupt
 
 ROWS = 16_384  # written at a time
 FEW = 256  # rows that are read one by one
@@ -24,7 +27,7 @@ class Segment:
     path: the file that it is mapped from; None: it is in memory alone. sha256: of that file.
     """
 
-    __slots__ = ("_file", "halves", "path", "seqs", "sha256", "vectors")
+    __slots__ = ("__weakref__", "_descriptor", "halves", "path", "seqs", "sha256", "vectors")
 
     def __init__(
         self,
@@ -37,21 +40,30 @@ class Segment:
     ) -> None:
         self.seqs, self.vectors, self.halves = seqs, vectors, halves
         self.path, self.sha256 = path, sha256
-        self._file: BinaryIO | None = None if path is None else path.open("rb", buffering=0)
+        self._descriptor: int | None = None
+        if path is not None and hasattr(os, "preadv"):
+            self._descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._descriptor)
 
     def at(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the vectors of rows (int64 [n]): float32 [n, dim].
 
-        A few are read from the file: of a mapping the system would bring in the pages around each of them as well.
+        A few are read from the file: of a mapping the system would bring in the pages around each of them as well. Raises
+        `MemoryCorrupt` when the file cannot be read any more.
         """
-        if self._file is None or len(rows) > FEW or not hasattr(os, "preadv"):
+        if self._descriptor is None or len(rows) > FEW:
             return self.vectors[rows]
         dim = self.vectors.shape[1]
         found = np.empty((len(rows), dim), dtype="<f4")
-        start, descriptor = len(self) * (8 + 2 * dim), self._file.fileno()
-        for row, place in zip(found, rows.tolist(), strict=True):
-            if os.preadv(descriptor, [row.data], start + 4 * dim * place) != row.nbytes:
-                raise OSError(f"{self.path} has become shorter")
+        start = len(self) * (8 + 2 * dim)
+        try:
+            for row, place in zip(found, rows.tolist(), strict=True):
+                if os.preadv(self._descriptor, [row.data], start + 4 * dim * place) != row.nbytes:
+                    raise OSError("it has become shorter")
+        except OSError as error:
+            raise MemoryCorrupt(
+                f"The index file {self.path} cannot be read: {error}.", "Open the memory again: it is built anew."
+            ) from error
         return found
 
     def __len__(self) -> int:
