@@ -6,7 +6,8 @@
 
 Linux. Every store is in a process of its own and does the same as the others in turn, in rounds of random order, one of
 them at a time. Writes memory_speed.<documents>.json beside this file and makes memory_speed.md of all of these; nothing
-is fetched. A million documents take 40 GB of disk below --folder, and 16 GB of memory.
+is fetched. A million documents take 40 GB of disk below --folder, and 16 GB of memory. Of fewer, the files of a store are
+read before its turn, so that they are in memory whatever the system, or what it runs on, takes back in between.
 
 --stores: by how their names begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
 installed is left out. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
@@ -167,6 +168,7 @@ class Bench:
                         self.stores[name]["search"][kind]["rounds"].append(None)
                         continue
                     with self.trying(name, f"search, {kind}"):
+                        self.warm(name)
                         ask = {"kind": kind, "first": number * SLOT, "n": SLOT, "seconds": 1.0}
                         began = time.monotonic()
                         found = self.live[name]("searches", **ask, **self.against(name))
@@ -174,6 +176,15 @@ class Bench:
                         self.stores[name]["search"][kind]["rounds"].append(median(found["ms"]))
                         self.stores[name]["search"][kind]["recalls"].append(found["recall"])
             self.say(f"searched, filter {kind}")
+
+    def warm(self, name: str) -> None:
+        """Bring the files of a store into memory, where all stores fit."""
+        if self.data.count < MANY:
+            for path in self.path(name, "full").rglob("*"):
+                if path.is_file():
+                    with path.open("rb", buffering=0) as file:
+                        while file.read(2**24):
+                            pass
 
     def against(self, name: str) -> dict[str, Any]:
         return {"truth": self.truth, "held": self.stores[name]["held"]}
@@ -185,17 +196,17 @@ class Bench:
                 process = self.live[name]
                 process("make_raw", held=self.stores[name]["held"])
                 raw: dict[str, Any] = {"recall": process("recall_raw", **self.against(name))}
-                raw["one"] = self.rounds(process, SLOT, 1, {"as it comes": None})
+                raw["one"] = self.rounds(name, SLOT, 1, {"as it comes": None})
                 if name == "racm3 exact":
                     # From so many queries on it uses BLAS: for one already, or not even for 200.
-                    raw["one"] |= self.rounds(process, SLOT, 1, {"BLAS": 1})
-                    raw["200"] = self.rounds(process, 1, 200, {"as it comes": None})
-                    raw["200"] |= self.rounds(process, 1, 200, {"no BLAS": 10**9}, least=1)
+                    raw["one"] |= self.rounds(name, SLOT, 1, {"BLAS": 1})
+                    raw["200"] = self.rounds(name, 1, 200, {"as it comes": None})
+                    raw["200"] |= self.rounds(name, 1, 200, {"no BLAS": 10**9}, least=1)
                 self.result["raw"][name] = raw
         self.say("beside raw faiss")
 
     def rounds(
-        self, process: Process, n: int, together: int, thresholds: dict[str, int | None], least: int = 5
+        self, name: str, n: int, together: int, thresholds: dict[str, int | None], least: int = 5
     ) -> dict[str, dict[str, list]]:
         """By way of faiss: medians of both for each round, and of their differences."""
         answer: dict[str, dict[str, list]] = {}
@@ -205,9 +216,10 @@ class Bench:
             while len(made["raw"]) < self.given.rounds and (
                 len(made["raw"]) < least or time.monotonic() - began < SECTION
             ):
+                self.warm(name)
                 first = len(made["raw"]) * SLOT
                 seconds = {"first": first, "n": n, "threshold": threshold, "seconds": 5.0, "together": together}
-                times = process("beside_raw", **seconds)
+                times = self.live[name]("beside_raw", **seconds)
                 pairs = list(zip(times["racm3"], times["raw"], strict=True))
                 made["racm3"].append(median(times["racm3"]))
                 made["raw"].append(median(times["raw"]))
@@ -230,6 +242,7 @@ class Bench:
                     with self.trying(name, "opening a small one"), self.start(name, "small") as process:
                         process("open_and_ask", knob=knob)
                         store["small_memory"] = process("memory", searches=100, seconds=10)
+                self.warm(name)
                 with self.trying(name, "opening"), self.start(name) as process:
                     store["import_seconds"].append(process.import_seconds)
                     store["open"].append(process("open_and_ask", knob=knob))

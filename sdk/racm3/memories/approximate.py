@@ -22,13 +22,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import MemoryStoreError, nearest
-from .index import VectorIndex
+from . import scan
+from .index import Best, VectorIndex
 from .segment import ROWS
 
 if TYPE_CHECKING:
     import faiss
 
 NAMES = ("exact", "hnsw", "ivf", "ivf-pq", "auto")
+AS_HALVES = ("hnsw", "ivf")  # whose vectors are float16, so that their scores are nearly exact
 SMALL = 10_000  # up to so many documents every named index is exact: a scan takes no longer
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
 SAMPLE = 64  # vectors for each cell that training looks at
@@ -124,12 +126,10 @@ class ApproximateIndex(VectorIndex):
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = self._at(rows), list(rows[:, None])  # which every search finds
-        least = [scores.min() for scores, _ in self._scan(queries, NEAREST, None, itself)]
+        least = [scores.min() for scores, *_ in self._scan(queries, NEAREST, None, itself)]
         while True:
             before, found = self.recall or 0, self._find(queries, NEAREST, None, itself)
-            self.recall = float(
-                np.mean([np.mean(scores >= low) for (scores, _), low in zip(found, least, strict=True)])
-            )
+            self.recall = float(np.mean([np.mean(one[0] >= low) for one, low in zip(found, least, strict=True)]))
             if self.recall >= FOUND or self.recall < before + GAIN or self.effort >= MOST:
                 return
             self.effort *= 2
@@ -140,20 +140,22 @@ class ApproximateIndex(VectorIndex):
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Best]:
         fetch = self._fetch(k) + max(map(len, excluded))
         if fetch > MAX_FETCH:
             yield from self._scan(queries, k, wanted, excluded)
             return
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
-        _, labels = self.faiss.search(queries, min(fetch, len(self.seqs)), params=self._parameters(fetch, wanted))
-        for query, rows, gone in zip(queries, labels, excluded, strict=True):
+        found = self.faiss.search(queries, min(fetch, len(self.seqs)), params=self._parameters(fetch, wanted))
+        for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             near = rows >= 0
             if len(gone):
                 near &= ~np.isin(rows, gone)
             if wanted is not None:
                 near &= wanted[rows]
-            rows = rows[near]
+            rows, scores = rows[near], scores[near]
+            if self.kind in AS_HALVES and len(rows) > k:  # best first; what lies too far behind the k-th is not read
+                rows = rows[scores >= scores[k - 1] - scan.doubt(self.dim, rounded=1)]
             if len(rows) < min(k, there - len(gone)):  # it did not look far enough
                 yield from self._scan(query[None], k, wanted, [gone])
             else:
@@ -161,7 +163,7 @@ class ApproximateIndex(VectorIndex):
 
     def _fetch(self, k: int) -> int:
         """How many candidates to ask for. Where scores are as good as exact, a few more than k leave room for ties."""
-        return k + 16 if self.kind in ("hnsw", "ivf") else max(OVERFETCH * k, WIDTH)
+        return k + 16 if self.kind in AS_HALVES else max(OVERFETCH * k, WIDTH)
 
     def _parameters(self, fetch: int, wanted: np.ndarray | None) -> Any:
         import faiss

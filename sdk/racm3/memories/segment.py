@@ -55,10 +55,14 @@ class Segment:
             return self.vectors[rows]
         dim = self.vectors.shape[1]
         found = np.empty((len(rows), dim), dtype="<f4")
-        start = len(self) * (8 + 2 * dim)
+        size, first = 4 * dim, len(self) * (8 + 2 * dim)
+        places = [first + size * row for row in rows.tolist()]
         try:
-            for row, place in zip(found, rows.tolist(), strict=True):
-                if os.preadv(self._descriptor, [row.data], start + 4 * dim * place) != row.nbytes:
+            if hasattr(os, "posix_fadvise"):  # what is not in memory is brought from the disk side by side
+                for place in places:
+                    os.posix_fadvise(self._descriptor, place, size, os.POSIX_FADV_WILLNEED)
+            for row, place in zip(found, places, strict=True):
+                if os.preadv(self._descriptor, [row.data], place) != size:
                     raise OSError("it has become shorter")
         except OSError as error:
             raise MemoryCorrupt(
