@@ -326,13 +326,23 @@ def header(folder, **changes):
         lambda folder: header(folder, last_seq="20"),
     ],
 )
-def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, damage):
+def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, damage, caplog):
     damage(folder)
+    lost = not (folder / "index.json").exists()
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
+    assert ("is passed over, and the index built anew" in caplog.text) == (not lost)
     assert snapshot.load(folder, DIM) is not None  # and closing mended it
     with FaissMemory(folder) as memory:
         assert answer(memory) == expected
+
+
+def test_the_building_of_an_index_that_takes_long_is_told(folder, monkeypatch, caplog):
+    monkeypatch.setattr("racm3.memories.faiss.PATIENT", -1.0)
+    (folder / "index.json").unlink()
+    with FaissMemory(folder) as memory:
+        answer(memory)
+    assert f"The memory at {folder} is building its index: 20 of 20 documents." in caplog.messages
 
 
 def test_a_stale_snapshot_is_caught_up_and_not_read_from_again(folder, tmp_path):

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +38,7 @@ from .where import parse
 
 STREAMED = 32  # documents, with their images, that items() holds at a time
 HELD = 65_536  # new vectors held in memory before they are written, where an index can be
+PATIENT = 5.0  # seconds of work on an index, after which it is said how far that has come, and so on
 
 logger = logging.getLogger("racm3.memories")
 
@@ -352,17 +354,17 @@ class FaissMemory(MemoryStore):
         """Whether an index may be written beside the database."""
         return self._folder is not None and not self.read_only and not self._journal.shipped
 
-    def _built(self, dim: int, progress: Progress | None = None) -> VectorIndex:
+    def _built(self, dim: int) -> VectorIndex:
         """The index that the memory is to have, made anew from the journal; inside a transaction."""
         state, index = self._journal.state(), VectorIndex(dim)
         index.generation = state.generation
-        self._take_in(index, state, progress)
+        self._take_in(index, state)
         return self._named(index)
 
     def _named(self, index: VectorIndex, progress: Progress | None = None) -> VectorIndex:
         """The index of the kind that the memory is to have, over the vectors of another one."""
         name, total = self._journal.index_name(), len(index.live)
-        told = None if progress is None else lambda done: progress(done, total, "index")
+        told = self._teller(total) if progress is None else lambda done: progress(done, total, "index")
         try:
             made = made_of(index, name, told)
         except MemoryStoreError as error:
@@ -370,17 +372,32 @@ class FaissMemory(MemoryStore):
                 raise
             logger.warning("%s An exact one is made.", error.message)
             made = made_of(index, "exact")
-        if told is not None:
-            told(total)
+        told(total)
         return made
 
-    def _take_in(self, index: VectorIndex, state: State, progress: Progress | None = None) -> None:
-        journal, fresh = self._journal, 0
+    def _teller(self, total: int) -> Callable[[int], object]:
+        """Says how far an index has come that takes long and was not asked for: after an import, or a lost snapshot."""
+        said = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > PATIENT:
+                said = time.monotonic()
+                logger.warning(
+                    "%s is building its index: %s of %s documents.", self._journal.place, f"{done:,}", f"{total:,}"
+                )
+
+        return tell
+
+    def _take_in(self, index: VectorIndex, state: State) -> None:
+        journal, fresh, first = self._journal, 0, index.last_seq
+        told = self._teller(state.last_seq - first)
         while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
             for row in rows:
                 row.verify()
             seqs = np.array([row.seq for row in rows], dtype=np.int64)
             index.append(seqs, vectors_of(rows, index.dim))
+            told(index.last_seq - first)
             fresh += len(rows)
             if fresh >= HELD and self._folder is not None and self._keeps:
                 snapshot.spill(index, self._folder)

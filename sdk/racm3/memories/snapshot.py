@@ -58,9 +58,11 @@ def load(folder: Path, dim: int) -> VectorIndex | None:
     header = _header(folder)
     if header is not None and not all(path.exists() for path, _ in _files(folder, header)):
         header = _header(folder)  # a writer has put another in its place since
-    if header is None or header["dim"] != dim:
+    if header is None and not (folder / HEADER).exists():
         return None
     try:
+        if header is None or header["dim"] != dim:
+            raise ValueError(f"{HEADER} is damaged, or of another version")
         return _loaded(folder, header)
     except Exception as error:
         logger.warning("The snapshot in %s is passed over, and the index built anew: %s", folder, error)
