@@ -38,13 +38,18 @@ def pipeline_tables() -> dict[str, dict[str, Any]]:
         raise WeightsNotFound(
             f"There is no trained bundle in {BUNDLE}.", "Reinstall racm3-emoji, or train: racm3 emoji train"
         )
-    settings = json.loads((BUNDLE / "bundle.json").read_text())
     return {
         "retriever": {"name": "clip", "model": str(BUNDLE / "retriever")},
         "memory": {"name": "faiss", "path": str(BUNDLE / "memory"), "read_only": True},
-        "sampler": {"name": "diverse", "threshold": settings["threshold"]},
+        "sampler": sampler_table(BUNDLE),
         "generator": {"name": "cm3", "checkpoint": str(BUNDLE / "generator")},
     }
+
+
+def sampler_table(bundle: Path) -> dict[str, Any]:
+    """The sampler that the generator of a bundle was trained with, as in a pipeline's tables."""
+    table: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())["sampler"]
+    return table
 
 
 def held_out_documents() -> Iterator[Document]:
@@ -67,8 +72,11 @@ def assemble(run: Run, destination: Path, progress: Progress | None = None) -> N
         shutil.rmtree(destination / stage, ignore_errors=True)
         # Not the modes: safetensors writes files that nobody else may read.
         shutil.copytree(run.model(stage), destination / stage, copy_function=shutil.copyfile)
-    threshold = run.recipe("generator")["neighbours"]["threshold"]
-    (destination / "bundle.json").write_text(json.dumps({"threshold": threshold}) + "\n")
+    neighbours = run.recipe("generator")["neighbours"]
+    sampler = {"name": neighbours.get("sampler", "diverse")}
+    if sampler["name"] == "diverse":
+        sampler["threshold"] = neighbours["threshold"]
+    (destination / "bundle.json").write_text(json.dumps({"sampler": sampler}) + "\n")
 
     training, remembered, held_out = divide(run.world)
     retriever = ClipRetriever(str(destination / "retriever"))

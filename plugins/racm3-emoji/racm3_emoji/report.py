@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from racm3.interfaces import Output
+from racm3.interfaces import Output, Sampler
 from racm3.options import Options
+from racm3.registry import registry
 
-from .bundle import BUNDLE
+from .bundle import BUNDLE, sampler_table
 from .figures import SEEDS, evaluate
 from .protocol import Protocol
 from .world import build
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 # The grid: one drawing each of so many test entities, evenly spread over the order in which the world lists them.
 _GRID_ROWS = 24
-_COLUMNS = ("first document", "second document", "k2", "k0", "vanilla", "random", "true drawing")
+_COLUMNS = ("k2", "k0", "vanilla", "random")
 _NAMES = {
     "k2": "RA-CM3, K = 2", "k1": "RA-CM3, K = 1", "k0": "the same weights, K = 0", "random": "two random documents",
     "vanilla": "vanilla CM3", "top document": "retrieval baseline (the top document)",
@@ -52,13 +53,13 @@ def evaluate_bundle(
     """Measure a bundle (the shipped one by default) on the emoji world."""
     from racm3.generators.cm3.generator import Cm3Generator
     from racm3.retrievers.clip import ClipRetriever
-    from racm3.samplers.diverse import DiverseSampler
 
     bundle = bundle or BUNDLE
-    threshold = json.loads((bundle / "bundle.json").read_text())["threshold"]
+    table = sampler_table(bundle)
+    sampler = registry().create(Sampler, table["name"], {key: table[key] for key in table if key != "name"})
     retriever = ClipRetriever(str(bundle / "retriever"))
     evaluator = ClipRetriever(str(bundle / "evaluation-encoder"))
-    protocol = Protocol.prepare(build(), retriever, DiverseSampler(threshold), split)
+    protocol = Protocol.prepare(build(), retriever, sampler, split)
     figures, pictures = evaluate(
         protocol,
         Cm3Generator(checkpoint=str(bundle / "generator")),
@@ -68,7 +69,7 @@ def evaluate_bundle(
         seeds=tuple(range(seeds)),
         progress=progress,
     )
-    figures["split"], figures["threshold"] = split, threshold
+    figures["split"], figures["sampler"] = split, table
     return Results(figures, protocol, pictures)
 
 
@@ -168,7 +169,7 @@ def _markdown(figures: dict[str, Any], names: list[str]) -> str:
         )
     if any(row["tokenizer"] == "plain" for row in captions.values()):
         lines += ["", "CIDEr without Java, by a plain tokenizer: not comparable with published rows."]
-    columns = [_NAMES.get(name, name) for name in _COLUMNS if name in ("k2", "k0", "vanilla", "random")]
+    columns = [_NAMES[name] for name in _COLUMNS if name in drawings]
     lines += [
         "",
         "## Samples",
@@ -206,9 +207,8 @@ def _write_grid(results: Results, path: Path) -> list[str]:
     for i in chosen:
         found = [hit.document.images[0].square(64) for hit in requests[i].context]
         row = [*found, *([blank] * (2 - len(found)))]
-        for name in ("k2", "k0", "vanilla", "random"):
-            made = results.pictures.get(name)
-            row.append(made[0][i].document.images[-1].square(64) if made else blank)
+        made = [results.pictures[name] for name in _COLUMNS if name in results.pictures]
+        row += [seeds[0][i].document.images[-1].square(64) for seeds in made]
         row.append(truth[i].images[0].square(64))
         rows.append(np.concatenate([np.pad(p, ((3, 3), (3, 3), (0, 0)), constant_values=255) for p in row], axis=1))
     half = len(rows) // 2
