@@ -22,6 +22,20 @@ HEADER = "from racm3 import Component, Generator, MemoryStore, Preset, Retriever
 
 
 @pytest.fixture
+def run(capsys):
+    """Runs a command line of racm3 in this process; gives exit code, stdout and stderr."""
+    from racm3.cli import main
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as raised:
+            main([str(argument) for argument in arguments])
+        shown = capsys.readouterr()
+        return int(raised.value.code or 0), shown.out, shown.err
+
+    return run
+
+
+@pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
     """Puts a distribution on the path, as pip leaves it: `install("racm3-x", "source of the module racm3_x")`."""
     site = tmp_path / "site"

@@ -23,19 +23,6 @@ COMMANDS = ("index", "search", "generate", "caption", "evaluate", "plugins", "de
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as raised:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return int(raised.value.code or 0), shown.out, shown.err
-
-    return run
-
-
-@pytest.fixture
 def photos(toy: Path) -> Path:
     folder = toy / "photos"
     folder.mkdir()

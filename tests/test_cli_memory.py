@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from functools import partial
 
 import numpy as np
 import pytest
 
-from racm3.cli import main
 from racm3.document import Document, Image
 from racm3.interfaces import Encoder
 from racm3.memories.faiss import FaissMemory
 
 
 @pytest.fixture
-def run(capsys):
-    """Runs `racm3 memory ...` in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as raised:
-            main(["memory", *map(str, arguments)])
-        shown = capsys.readouterr()
-        return int(raised.value.code or 0), shown.out, shown.err
-
-    return run
+def run(run):
+    """Runs `racm3 memory ...`."""
+    return partial(run, "memory")
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from racm3.cli import main
 from racm3.config import load_config
 
 MEMORY = """
@@ -42,19 +41,6 @@ class TwiceContract(SamplerContract):
     def create(self):
         return Twice(**self.settings)
 """
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs a command line in this process; gives exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as raised:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        return int(raised.value.code or 0), shown.out, shown.err
-
-    return run
 
 
 @pytest.fixture

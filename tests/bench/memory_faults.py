@@ -16,7 +16,6 @@ import ctypes
 import json
 import logging
 import os
-import platform
 import random
 import shutil
 import signal
@@ -44,6 +43,7 @@ from memory_steps import (
     seen,
     vectors,
 )
+from results import finish
 
 from racm3.errors import RACM3Error
 from racm3.memories.faiss import FaissMemory
@@ -224,11 +224,7 @@ def main() -> None:
     finally:
         shutil.rmtree(base)
     result |= {"wrong": wrong, "seconds": round(time.monotonic() - started, 1)}
-    result["machine"] = f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    print(json.dumps(result, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(bool(wrong))
+    finish(result, given.out, wrong=wrong)
 
 
 if __name__ == "__main__":

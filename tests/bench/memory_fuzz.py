@@ -17,7 +17,6 @@ import faulthandler
 import json
 import logging
 import os
-import platform
 import random
 import resource
 import select
@@ -39,6 +38,7 @@ from damaged_pictures import images, pictures
 from damaged_shards import exports, imports
 from memory_steps import fresh
 from mutations import Wrong
+from results import finish
 
 from racm3.memories import approximate, index
 
@@ -203,11 +203,7 @@ def main() -> None:
     ran = [result[name] for name in TARGETS if name in result]
     result["cases"] = sum(one["cases"] for one in ran)
     result["findings"] = sum(len(one["findings"]) for one in ran)
-    result["machine"] = f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    print(json.dumps(result, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(bool(result["findings"]))
+    finish(result, given.out, wrong=result["findings"])
 
 
 if __name__ == "__main__":

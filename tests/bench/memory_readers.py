@@ -21,15 +21,11 @@ opens it anew now and then. Indexes of every kind are made of however few docume
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import multiprocessing
-import os
-import platform
 import random
 import shutil
 import signal
-import sys
 import tempfile
 import time
 import zlib
@@ -42,6 +38,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from results import finish
 
 from racm3.document import Document, Text
 from racm3.errors import MemoryStoreError
@@ -370,11 +367,7 @@ def main() -> None:
         shutil.rmtree(place)
     wrong = [f"{one['who']}: {sentence}" for one in said for sentence in one.pop("wrong")]
     result = {"minutes": given.minutes, "seed": given.seed, "processes": said, "wrong": wrong}
-    result["machine"] = f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    print(json.dumps(result, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(bool(wrong))
+    finish(result, given.out, wrong=wrong)
 
 
 if __name__ == "__main__":

@@ -17,14 +17,11 @@ Exit status 1 when there is any of the last kind.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import random
 import shutil
 import sqlite3
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -34,6 +31,7 @@ from typing import Any
 from damaged_memories import WAL, Base, Examined, Files, bases, put
 from damaged_shards import exports
 from mutations import Wrong
+from results import finish
 
 from racm3.errors import RACM3Error
 from racm3.memories import approximate
@@ -141,11 +139,7 @@ def main() -> None:
     told = sum(one["counts"].get("told", 0) for one in result.values())
     flips = sum(one["flips"] for one in result.values())
     result |= {"flips": flips, "told": told, "wrong": wrong, "seconds": round(time.monotonic() - started, 1)}
-    result["machine"] = f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
-    print(json.dumps(result, indent=1))
-    if given.out:
-        given.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    sys.exit(bool(wrong))
+    finish(result, given.out, wrong=wrong)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import argparse
 import json
 import logging
 import os
-import platform
 import random
 import re
 import select
@@ -52,6 +51,7 @@ from memory_steps import (
 )
 from power_loss_stores import STORES, Racm3, Store
 from recording import Recording, differences, parse
+from results import machine
 from strace import NotRecorded, record
 
 EVERY = "racm3, everything"  # with flush, compact, reindex and exports, which the others lack
@@ -369,7 +369,7 @@ def main() -> None:
         finally:
             shutil.rmtree(base)
         result[name]["seconds"] = round(time.monotonic() - begun, 1)
-        result[name]["machine"] = f"{platform.platform()}, Python {platform.python_version()}, {os.cpu_count()} CPUs"
+        result[name]["machine"] = machine()
         print(f"{name}: {json.dumps(result[name])}", file=sys.stderr)
     print(table(result))
     if given.out:
