@@ -205,6 +205,15 @@ def test_index_passes_over_near_duplicates_and_lists_them(photos: Path, run):
     assert code == 0 and json.loads(out)["new"] == 3, "only where it is asked for"
 
 
+def test_index_can_leave_pictures_in_their_files(photos: Path, run):
+    assert run("index", photos, "--memory", "mem", "--preset", "toy", "--images-in-files")[0] == 0
+    assert "of these in files" in run("memory", "stats", "mem")[1]
+    assert run("memory", "verify", "mem")[:2] == (0, "mem is sound.\n")
+    (photos / "kite.png").unlink()
+    code, out, _ = run("memory", "verify", "mem")
+    assert code == 1 and "kite.png is not there any more" in out.replace("\n", "")
+
+
 def test_near_duplicates_need_a_library(photos: Path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
     code, _, err = run("index", photos, "--memory", "mem", "--preset", "toy", "--near-duplicates", 8)

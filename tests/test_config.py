@@ -128,7 +128,7 @@ def test_secrets_come_from_the_environment_and_are_never_shown(write, monkeypatc
         (
             "path =",
             "pth =",
-            "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision, durable. Did you mean 'path'?",
+            "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision, images, durable. Did you mean 'path'?",
         ),
         ("dim = 32", "dim = 'wide'", "Retriever 'hashing': dim = 'wide' is not valid: Input should be a valid integer"),
         ('name = "painting"', "", "The table [generator] needs a name"),

@@ -37,11 +37,13 @@ class Image:
     PNG, JPEG, WebP, GIF (first frame) and BMP. Files are read at construction and decoded on first use; decoding puts
     alpha on white, applies the EXIF orientation and gives RGB. `InvalidImage` names the file and what is wrong with it.
 
-    max_bytes, max_pixels: refuse more than this; encoded size and width times height.
+    max_bytes, max_pixels: refuse more than this; encoded size and width times height. path: the file that it was read
+    from, absolute; None for what came otherwise.
     """
 
     modality: Literal["image"] = "image"
     origin: str
+    path: Path | None
     _max_pixels: int
     content_hash: str
 
@@ -53,7 +55,7 @@ class Image:
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         # Through the dict: an image is immutable, and both of `data` and `picture` are cached properties.
-        self.__dict__.update(origin="image", _max_pixels=max_pixels)
+        self.__dict__.update(origin="image", path=None, _max_pixels=max_pixels)
         if isinstance(source, (str, Path)):
             self.__dict__["origin"] = str(source)
             if isinstance(source, str) and "://" in source:
@@ -61,6 +63,7 @@ class Image:
                     f"{source} is an address; pictures are not fetched.", "Download it, and give its path."
                 )
             self._set_data(_read_file(Path(source), max_bytes), max_bytes)
+            self.__dict__["path"] = Path(source).absolute()
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self._set_data(bytes(source), max_bytes)
         else:
@@ -94,6 +97,21 @@ class Image:
         # What was stored was within its limits, whatever they were.
         image = cls(data, max_bytes=len(data), max_pixels=sys.maxsize)
         image.__dict__["content_hash"] = content_hash
+        return image
+
+    @classmethod
+    def reread(cls, path: Path, size: int, content_hash: str) -> Image:
+        """The image of a file that had so many bytes, and this hash, when it was read before. Raises `InvalidImage` when the
+        file is gone, or holds another one; what is no plain file is never opened."""
+        try:
+            found = path.stat().st_size if path.is_file() else None
+        except (OSError, ValueError) as error:
+            raise InvalidImage(f"{path} cannot be read: {error}.") from error
+        if found is None:
+            raise InvalidImage(f"{path} is not there any more.")
+        image = cls(path, max_bytes=size, max_pixels=sys.maxsize) if found == size else None
+        if image is None or image.content_hash != content_hash:
+            raise InvalidImage(f"{path} holds another picture than it did.")
         return image
 
     @cached_property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from contextlib import suppress
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -49,6 +50,13 @@ def index(
             "hashes differ in at most so many of 64 bits; a good choice is 8.",
         ),
     ] = None,
+    images_in_files: Annotated[
+        bool,
+        typer.Option(
+            "--images-in-files",
+            help="Keep the path and the hash of each picture, not its bytes. The files have to stay.",
+        ),
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Documents encoded at a time.")] = 64,
     as_json: JsonOption = False,
 ) -> None:
@@ -60,6 +68,9 @@ def index(
     from ..pipeline import Pipeline
 
     chosen = chosen_pipeline(config, preset, memory, writes=True, generates=False)
+    if images_in_files:
+        settings = {**chosen.memory.settings, "images": "in-files"}
+        chosen = replace(chosen, memory=replace(chosen.memory, settings=settings))
     skipped: list[tuple[str, Exception]] = []
     repeated: list[tuple[str, str]] = []
     repeats = None

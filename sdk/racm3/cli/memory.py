@@ -36,6 +36,8 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
         return
     rows = [["documents", f"{found['documents']:,}"]]
     rows += [[f"different {name}", f"{found[name]:,}"] for name in ("texts", "images")]
+    if found["images_in_files"]:
+        rows.append(["of these in files", f"{found['images_in_files']:,}"])
     recall = "" if found["recall"] is None else f", which finds {found['recall']:.1%} of the nearest documents"
     rows.append(["index", found["index"] + recall])
     encoder = found["encoder"]

@@ -39,8 +39,8 @@ CREATE TABLE documents (
 CREATE TABLE contents (                  -- what parts show, shared between documents
     key INTEGER PRIMARY KEY,
     hash BLOB NOT NULL,                  -- SHA-256
-    is_image INTEGER NOT NULL,
-    data BLOB NOT NULL,                  -- UTF-8, or an encoded image
+    is_image INTEGER NOT NULL,           -- 0: a text; 1: an image; 2: the same, which lies in a file
+    data BLOB NOT NULL,                  -- UTF-8; an encoded image; or its size in bytes, a space, and the path
     checksum BLOB NOT NULL               -- over the two columns above: an image's hash may be that of its pixels
 );
 -- The first bytes of a hash find it as well as all of them, in a quarter of the room.
@@ -248,7 +248,8 @@ class Database:
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def copy_to(self, path: Path) -> None:
-        """A compact copy that can be opened where nothing can be written. There when this returns, or not at all."""
+        """A compact copy that can be opened where nothing can be written, and needs no other files. There when this
+        returns, or not at all."""
         part = path.with_name(part_of(path.name))
         try:
             with self._lock, _translated(self.place):
@@ -257,6 +258,8 @@ class Database:
                 self.connection.execute("VACUUM INTO ?", (str(part),))
                 copy = sqlite3.connect(str(part))
                 try:
+                    with copy:
+                        self._make_whole(copy)
                     copy.execute("PRAGMA journal_mode = DELETE")
                     copy.execute(f"PRAGMA page_size = {PACKED_PAGE}")
                     copy.execute("VACUUM")
@@ -268,6 +271,9 @@ class Database:
         finally:
             with suppress(OSError):
                 part.unlink(missing_ok=True)
+
+    def _make_whole(self, copy: sqlite3.Connection) -> None:
+        """Bring into a copy what lies elsewhere."""
 
     # Inside a transaction
 

@@ -53,6 +53,9 @@ class FaissMemory(MemoryStore):
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
     ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
     that are added from now on; "float16" keeps them in half of the room, rounded to 11 bits. What is stored stays as it is.
+    images: of documents that are added from now on; "in-files" keeps of a picture that was read from a file the absolute path,
+    the size and the hash alone, and reads it whenever the document is looked at: an error, where the file is gone or has
+    changed. Pictures without a file, and texts, are stored in any case.
     durable: what `add` and `delete` did is on disk when they return. False spares them the wait for it, which is most of
     what a small addition takes: whatever happens the memory opens and holds no half documents, and a process that is
     killed loses nothing; but if the machine itself stops, the last of its additions may be missing.
@@ -64,11 +67,14 @@ class FaissMemory(MemoryStore):
         *,
         read_only: bool = False,
         precision: Literal["float32", "float16"] = "float32",
+        images: Literal["stored", "in-files"] = "stored",
         durable: bool = True,
     ) -> None:
         if precision not in ("float32", "float16"):
             raise MemoryStoreError(f"No precision {precision!r}.", "Use 'float32' or 'float16'.")
-        self._precision = precision
+        if images not in ("stored", "in-files"):
+            raise MemoryStoreError(f"Images cannot be {images!r}.", "Use 'stored' or 'in-files'.")
+        self._precision, self._refers = precision, images == "in-files"
         self._folder = None if path is None else Path(path)
         database = None
         if self._folder is not None:
@@ -123,7 +129,7 @@ class FaissMemory(MemoryStore):
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
         with self._journal.writing():
-            ids = self._journal.add(with_vectors(documents, rows), on_duplicate)
+            ids = self._journal.add(with_vectors(documents, rows), on_duplicate, refer=self._refers)
         self._stale = True
         return ids
 

@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..document import Document, Image, Metadata, Text
-from ..errors import DuplicateDocument, InvalidDocument, MemoryCorrupt
+from ..errors import DuplicateDocument, InvalidDocument, InvalidImage, MemoryCorrupt
 from ..interfaces import Encoder, OnDuplicate
 from .database import BATCH, Database
 from .where import EMPTY, Having, decoded, encoded, stored
 
 if TYPE_CHECKING:
+    import sqlite3
+
     import numpy as np
 
 
 Field: TypeAlias = tuple[bytes, str, Any]  # name, kind and value of a metadata field, as the table `fields` has them
 
 STORED = 128  # documents, with their images, that are stored at a time
-KINDS = (b"text", b"image")  # of contents, as their checksum covers them
+TEXT, IMAGE, FILE = range(3)  # of contents: what `is_image` says
+KINDS = {TEXT: b"text", IMAGE: b"image", FILE: b"file"}  # as their checksum covers them
 METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 # Of documents, as in `Row`; what is in a damaged table may be in another order.
@@ -192,12 +197,14 @@ class Journal(Database):
 
     def stats(self) -> dict[str, Any]:
         """What is stored: documents, texts and images (each counted once), and for each metadata field its documents."""
-        images, texts = (self.one(f"SELECT count(*) FROM contents WHERE is_image = {kind}") for kind in (1, 0))
+        kinds = dict(self.connection.execute("SELECT is_image, count(*) FROM contents GROUP BY is_image").fetchall())
         fields = self.connection.execute(
             "SELECT name, count(DISTINCT seq) FROM fields JOIN tags ON key = field GROUP BY name ORDER BY name"
         )
         found = {decoded(name): count for name, count in fields}
-        return {"documents": self.count(), "texts": texts, "images": images, "fields": found}
+        texts, images, referenced = (kinds.get(kind, 0) for kind in (TEXT, IMAGE, FILE))
+        stored = {"texts": texts, "images": images + referenced, "images_in_files": referenced}
+        return {"documents": self.count(), **stored, "fields": found}
 
     def rows(self, *, after: int, last: int, limit: int = BATCH) -> list[Row]:
         """The next batch of documents by sequence number, after < seq <= last. Raises `MemoryCorrupt` when they do not
@@ -221,22 +228,26 @@ class Journal(Database):
         """The document of a row, checked. Raises `MemoryCorrupt`, naming it, when it is not what was written."""
         row.verify()
         try:
-            document = Document(self._parts(row.seq), id=row.name, metadata=json.loads(row.metadata))
+            document = Document(self._parts(row), id=row.name, metadata=json.loads(row.metadata))
         except (InvalidDocument, TypeError, ValueError) as error:
             raise corrupt(row.name) from error
         if document.content_hash != row.content_hash.hex():
             raise corrupt(row.name)
         return document
 
-    def _parts(self, seq: int) -> Iterator[Text | Image]:
-        for hash, is_image, data, check in self.connection.execute(
+    def _parts(self, row: Row) -> Iterator[Text | Image]:
+        for hash, kind, data, check in self.connection.execute(
             "SELECT lower(hex(hash)), is_image, data, checksum FROM parts JOIN contents ON key = content"
             " WHERE seq = ? ORDER BY position",
-            (seq,),
+            (row.seq,),
         ):
-            if not matches(check, KINDS[bool(is_image)], data):
+            if not matches(check, KINDS.get(kind), data):
                 raise ValueError("A part does not match its checksum.")
-            part = Image.restore(data, hash) if is_image else Text(data.decode("utf-8", "surrogatepass"))
+            part: Text | Image
+            if kind == TEXT:
+                part = Text(data.decode("utf-8", "surrogatepass"))
+            else:
+                part = Image.restore(data, hash) if kind == IMAGE else in_file(data, hash, f"document {row.name!r}")
             if part.content_hash != hash:  # by which a search leaves it out
                 raise ValueError("A part is not what its hash names.")
             yield part
@@ -254,9 +265,11 @@ class Journal(Database):
     def set_index_name(self, name: str) -> None:
         self.connection.execute("INSERT OR REPLACE INTO manifest VALUES ('index', ?)", (name,))
 
-    def add(self, documents: Iterable[tuple[Document, np.ndarray]], on_duplicate: OnDuplicate) -> list[str]:
+    def add(
+        self, documents: Iterable[tuple[Document, np.ndarray]], on_duplicate: OnDuplicate, *, refer: bool = False
+    ) -> list[str]:
         """Store documents, each with its vector (float16 or float32), by the rule of `MemoryStore.add`; their ids, in
-        order. No more than `STORED` of them are held at a time."""
+        order. No more than `STORED` of them are held at a time. refer: of pictures that came from files, the path alone."""
         ids, source = list[str](), iter(documents)
         while batch := list(islice(source, STORED)):
             stored = self.seqs_of(document.id for document, _ in batch)
@@ -273,11 +286,11 @@ class Journal(Database):
                     new.pop(document.id, None)  # the later one counts as added anew
                 new[document.id] = document, vector
             self.remove([seq for id, seq in stored.items() if id in new])
-            self._insert(list(new.values()))
+            self._insert(list(new.values()), refer)
             ids += [document.id for document, _ in batch]
         return ids
 
-    def _insert(self, documents: Sequence[tuple[Document, np.ndarray]]) -> None:
+    def _insert(self, documents: Sequence[tuple[Document, np.ndarray]], refer: bool) -> None:
         """Store documents that are not there yet: each table in one go, and every B-tree in the order of its keys."""
         rows, shown, tagged = [], [], []
         for seq, (document, vector) in enumerate(documents, start=self.state().last_seq + 1):
@@ -288,21 +301,23 @@ class Journal(Database):
             parts = (part for part in document.parts if isinstance(part, (Text, Image)))
             shown += [(seq, position, part) for position, part in enumerate(parts)]
             tagged += [(field, seq) for field in fields_of(document.metadata)]
-        contents = self._store_contents([part for _, _, part in shown])
+        contents = self._store_contents([part for _, _, part in shown], refer)
         fields = self._store_fields({field for field, _ in tagged})
         many = self.connection.executemany
         many("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)", rows)
         many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, contents[part.content_hash]) for seq, n, part in shown])
         many("INSERT INTO tags VALUES (?, ?)", sorted((fields[field], seq) for field, seq in tagged))
 
-    def _store_contents(self, parts: Iterable[Text | Image]) -> dict[str, int]:
+    def _store_contents(self, parts: Iterable[Text | Image], refer: bool) -> dict[str, int]:
         """The key of what each part shows, by its hash. What is new is stored, and what is damaged is stored again."""
-        rows = {}
-        for part in parts:
-            data = encoded(part.text) if isinstance(part, Text) else part.data
-            is_image = isinstance(part, Image)
-            rows[bytes.fromhex(part.content_hash)] = is_image, data, checksum(KINDS[is_image], data)
+        rows = {bytes.fromhex(part.content_hash): _content(part, refer) for part in parts}
         keys = {hash: key for key, hash in self._with_hash("contents", "hash", set(rows))}
+        for hash in [hash for hash in keys if rows[hash][0] == FILE]:
+            stored = self.connection.execute(
+                "SELECT is_image, data, checksum FROM contents WHERE key = ?", (keys[hash],)
+            ).fetchone()
+            if stored[0] == IMAGE and matches(stored[2], KINDS[IMAGE], stored[1]):
+                rows[hash] = stored  # whoever stored the picture itself does not count on its file
         changed = "(is_image, data, checksum) IS NOT (?2, ?3, ?4)"
         self.connection.executemany(
             f"UPDATE contents SET (is_image, data, checksum) = (?2, ?3, ?4) WHERE key = ?1 AND {changed}",
@@ -330,6 +345,12 @@ class Journal(Database):
 
     def _next_key(self, table: str) -> int:
         return int(self.one(f"SELECT coalesce(max(key), 0) + 1 FROM {table}"))
+
+    def _make_whole(self, copy: sqlite3.Connection) -> None:
+        files = copy.execute("SELECT key, lower(hex(hash)), data FROM contents WHERE is_image = ?", (FILE,)).fetchall()
+        for key, hash, data in files:
+            row = _content(in_file(data, hash, "the copy"), refer=False)
+            copy.execute("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", (*row, key))
 
     def purge(self) -> None:
         """Remove the tags that damaged documents left behind."""
@@ -365,6 +386,29 @@ class Journal(Database):
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
         return [(row, hash) for row, hash in rows if hash in hashes]
+
+
+def _content(part: Text | Image, refer: bool) -> tuple[int, bytes, bytes]:
+    """Kind, data and checksum of what a part shows. refer: a picture by its file, where it has one."""
+    if isinstance(part, Text):
+        kind, data = TEXT, encoded(part.text)
+    elif refer and part.path is not None:
+        kind, data = FILE, b"%d %s" % (len(part.data), os.fsencode(part.path))
+    else:
+        kind, data = IMAGE, part.data
+    return kind, data, checksum(KINDS[kind], data)
+
+
+def in_file(data: bytes, hash: str, what: str) -> Image:
+    """The picture that `data` says the file of. Raises `MemoryCorrupt`, naming what it is for, when it is not there."""
+    size, _, path = data.partition(b" ")
+    try:
+        return Image.reread(Path(os.fsdecode(path)), int(size), hash)
+    except InvalidImage as error:
+        raise MemoryCorrupt(
+            f"A picture of {what} lies in a file, and {error.message}",
+            "Put it back; or delete the document, and add it anew.",
+        ) from error
 
 
 def fields_of(metadata: Metadata) -> set[Field]:
