@@ -185,7 +185,7 @@ def test_a_plugin_that_asks_for_the_registry_at_import(install):
     [
         (
             {"pth": "x"},
-            "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision, durable. Did you mean 'path'?",
+            "Memory 'faiss' has no setting 'pth'. Settings: path, read_only, precision, images, durable. Did you mean 'path'?",
         ),
         ({"path": 12}, "Memory 'faiss': path = 12 is not valid"),
         ({"path": "x", "read_only": "perhaps"}, "read_only = 'perhaps' is not valid"),
