@@ -40,7 +40,12 @@ def section(result: dict[str, Any]) -> list[str]:
         "Vectors of width 512, 2 KB of text, two fields; ten hits for a query. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB; {machine['system']}, Python "
         f"{machine['python']}; {versions}.\n",
-        f"`{result['command']}` ({result['seconds'] / 60:.0f} minutes)\n",
+        f"`{result['command']}` ({result['seconds'] / 60:.0f} minutes). "
+        + (
+            "The files of a store are read before its turn, so that they are in memory.\n"
+            if result.get("warmed")
+            else "Files are in memory as far as the system keeps them there.\n"
+        ),
         *[f"- {name}: {STORES[name].__doc__}" for name in result["stores"]],
         "",
         *grid(["what", "goal", "measured", ""], goals(result)),

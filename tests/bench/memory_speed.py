@@ -56,7 +56,10 @@ class Bench:
         self.given, self.data, self.truth = given, data, str(given.folder / "truth.npz")
         self.order = random.Random(0)
         self.live: dict[str, Process] = {}
-        self.result: dict[str, Any] = {"documents": data.count, "stores": {}, "raw": {}, "not_run": {}}
+        self.warms = data.count < MANY
+        self.result: dict[str, Any] = {
+            "documents": data.count, "warmed": self.warms, "stores": {}, "raw": {}, "not_run": {},
+        }  # fmt: skip
 
     @property
     def stores(self) -> dict[str, dict[str, Any]]:
@@ -179,7 +182,7 @@ class Bench:
 
     def warm(self, name: str) -> None:
         """Bring the files of a store into memory, where all stores fit."""
-        if self.data.count < MANY:
+        if self.warms:
             for path in self.path(name, "full").rglob("*"):
                 if path.is_file():
                     with path.open("rb", buffering=0) as file:

@@ -158,7 +158,8 @@ class VectorIndex:
     ) -> Iterator[Best]:
         """The same, exact, among few."""
         pool = np.arange(len(self.seqs)) if wanted is None else np.flatnonzero(wanted)
-        vectors = self._at(pool)
+        whole = wanted is None and len(self.segments) == 1  # and needs no copy
+        vectors = self.segments[0].vectors if whole else self._at(pool)
         for query, scores, gone in zip(queries, queries @ vectors.T, excluded, strict=True):
             near = ~np.isin(pool, gone) if len(gone) else np.ones(len(pool), dtype=bool)
             if np.count_nonzero(near) > k:
