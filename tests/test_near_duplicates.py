@@ -171,6 +171,17 @@ def test_a_stored_picture_that_cannot_be_decoded_stops_nothing(repeats, skipped)
         assert pipeline.add([Document(["a kite", Image(drawing(1))], id="kite")], near_duplicates=repeats) == ["kite"]
 
 
+def test_a_stored_picture_whose_file_is_gone_stops_nothing(tmp_path, repeats, skipped, caplog):
+    drawing(1).save(tmp_path / "1.png")
+    with Pipeline(HashingRetriever(), FaissMemory(images="in-files")) as pipeline:
+        pipeline.add([Document(["a", Image(tmp_path / "1.png")], id="a")])
+        (tmp_path / "1.png").unlink()
+        pipeline.add([Document(["a", Image(drawing(1))], id="b")], near_duplicates=repeats)
+        assert len(pipeline.memory) == 2
+    assert skipped == []
+    assert "1.png is not there any more. It is taken to look like nothing else." in caplog.text
+
+
 def test_what_is_left_out_is_logged_where_nobody_asks(pipeline, caplog):
     pipeline.add([Document(Image(drawing(n % 1)), id=f"d{n}") for n in range(2)], near_duplicates=NearDuplicates())
     assert caplog.messages == ["d1 is passed over: it looks like d0"]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
+import stat
 import sys
 import warnings
 from functools import cached_property
@@ -38,7 +40,7 @@ class Image:
     alpha on white, applies the EXIF orientation and gives RGB. `InvalidImage` names the file and what is wrong with it.
 
     max_bytes, max_pixels: refuse more than this; encoded size and width times height. path: the file that it was read
-    from, absolute; None for what came otherwise.
+    from, absolute; None for what came otherwise, as through a pipe.
     """
 
     modality: Literal["image"] = "image"
@@ -62,8 +64,10 @@ class Image:
                 raise InvalidImage(
                     f"{source} is an address; pictures are not fetched.", "Download it, and give its path."
                 )
-            self._set_data(_read_file(Path(source), max_bytes), max_bytes)
-            self.__dict__["path"] = Path(source).absolute()
+            data, stays = _read_file(Path(source), max_bytes)
+            self._set_data(data, max_bytes)
+            if stays:
+                self.__dict__["path"] = Path(source).absolute()
         elif isinstance(source, (bytes, bytearray, memoryview)):
             self._set_data(bytes(source), max_bytes)
         else:
@@ -102,16 +106,20 @@ class Image:
     @classmethod
     def reread(cls, path: Path, size: int, content_hash: str) -> Image:
         """The image of a file that had so many bytes, and this hash, when it was read before. Raises `InvalidImage` when the
-        file is gone, or holds another one; what is no plain file is never opened."""
+        file is gone, or holds another one. What is no plain file of that size is not read, whoever wrote its name."""
         try:
-            found = path.stat().st_size if path.is_file() else None
+            with open(path, "rb", opener=_open_at_once) as file:
+                found = os.fstat(file.fileno())
+                same = stat.S_ISREG(found.st_mode) and 0 < found.st_size == size <= MAX_BYTES
+                data = file.read(size) if same else b""
+        except FileNotFoundError as error:
+            raise InvalidImage(f"{path} is not there any more.") from error
         except (OSError, ValueError) as error:
-            raise InvalidImage(f"{path} cannot be read: {error}.") from error
-        if found is None:
-            raise InvalidImage(f"{path} is not there any more.")
-        image = cls(path, max_bytes=size, max_pixels=sys.maxsize) if found == size else None
-        if image is None or image.content_hash != content_hash:
+            raise _unreadable(path, error) from error
+        if not same or sha256(b"image", data) != content_hash:
             raise InvalidImage(f"{path} holds another picture than it did.")
+        image = cls(data, max_bytes=size, max_pixels=sys.maxsize)
+        image.__dict__.update(origin=str(path), path=path)
         return image
 
     @cached_property
@@ -215,13 +223,22 @@ class Image:
         return buffer.getvalue()
 
 
-def _read_file(path: Path, limit: int) -> bytes:
+def _read_file(path: Path, limit: int) -> tuple[bytes, bool]:
+    """What is in a file, and whether it will be there again: what comes through a pipe is not."""
     try:
         with path.open("rb") as file:
-            return file.read(limit + 1)
+            return file.read(limit + 1), stat.S_ISREG(os.fstat(file.fileno()).st_mode)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        why = getattr(error, "strerror", None) or error
-        raise InvalidImage(f"{path} cannot be read: {why}.", "Give the path of a picture.") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InvalidImage:
+    why = getattr(error, "strerror", None) or error
+    return InvalidImage(f"{path} cannot be read: {why}.", "Give the path of a picture.")
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a pipe that nobody writes to would be waited for
 
 
 def _from_array(array: np.ndarray) -> PIL.Image.Image:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from .crossing import calling
 from .document import Document, Image
-from .errors import ConfigError, InvalidImage
+from .errors import ConfigError, InvalidImage, MemoryCorrupt
 from .interfaces import Hit, MemoryStore
 from .retrieval import nearest_hits
 
@@ -110,6 +110,9 @@ class NearDuplicates:
                 del self._known[next(iter(self._known))]
             try:
                 self._known[key] = tuple(self._look(image) for image in hit.document.images)
+            except MemoryCorrupt as error:  # that it is there must not stop what is new
+                logger.warning("%s It is taken to look like nothing else.", error.message)
+                self._known[key] = ()
             except InvalidImage:  # memories keep what they are given; what cannot be decoded looks like nothing
                 self._known[key] = ()
         return self._known[key]

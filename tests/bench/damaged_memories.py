@@ -164,6 +164,10 @@ class Examined:
             return
         with memory:
             self.use(memory)
+            if changes:
+                copy = folder.with_name("copy")
+                fresh(copy)
+                self.ask(lambda: memory.export_read_only(copy))
             if changes and not read_only:
                 self.ask(lambda: memory.add([document("new", 0)], vectors({"new": 0})))
                 self.ask(lambda: memory.delete(["d1", "d4", "new"]))

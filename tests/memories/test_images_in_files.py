@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import pytest
 from racm3 import Document, Image
 from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
+from racm3.memories.checksum import checksum
 from racm3.memories.faiss import FaissMemory
 from racm3.memories.shards import Export, export_memory, import_memory
 
@@ -77,7 +80,7 @@ def pipe(path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("damage", "reason"),
-    [(remove, "is not there any more"), (another, "holds another"), (flip, "holds another"), (pipe, "is not there any more")],
+    [(remove, "is not there any more"), (another, "holds another"), (flip, "holds another"), (pipe, "holds another")],
 )  # fmt: skip
 def test_a_file_that_is_gone_or_another_is_an_error_that_names_it(tmp_path, photos, pictures, damage, reason):
     memory = filled(tmp_path / "memory", pictures, images="in-files")
@@ -114,6 +117,75 @@ def test_a_picture_that_is_stored_stays_stored(tmp_path, photos, pictures):
         assert memory.get(["red", "again"]) == [pictures[0], same]
 
 
+def test_a_picture_that_comes_both_ways_at_once_is_stored(tmp_path, photos):
+    image, same = Image(photos["red"]), Image(photos["red"].read_bytes())
+    for documents in ([Document(image, id="a"), Document(same, id="b")], [Document([same, "x", image], id="c")]):
+        with filled(None, documents, images="in-files") as memory:
+            assert memory.stats()["images_in_files"] == 0
+
+
+def test_a_folder_that_was_moved_is_found_again_by_adding_it_once_more(tmp_path, photos, pictures):
+    memory = filled(tmp_path / "memory", pictures, images="in-files")
+    moved = photos["red"].parent.rename(tmp_path / "moved")
+    with pytest.raises(MemoryCorrupt, match="is not there any more"):
+        memory.get(NAMES)
+    again = [Document([name, Image(moved / f"{name}.png")], id=name) for name in NAMES]
+    memory.add(again, VECTORS, on_duplicate="skip")
+    assert memory.get(NAMES) == pictures
+    assert memory.verify() == []
+    memory.close()
+
+
+def test_of_two_files_with_one_picture_the_one_that_is_there_counts(tmp_path, photos, pictures):
+    copy = photos["red"].with_name("copy.png")
+    copy.write_bytes(photos["red"].read_bytes())
+    memory = filled(tmp_path / "memory", pictures[:1], images="in-files")
+    memory.add([Document(Image(copy), id="copy")], VECTORS[1:2])
+    copy.unlink()
+    assert memory.get(["red"]) == pictures[:1]  # its own file was sound, and stays
+    memory.close()
+
+
+def test_a_file_that_changed_before_it_was_added_is_stored(tmp_path, photos, pictures):
+    photos["red"].write_bytes(b"shorter")
+    with filled(tmp_path / "memory", pictures[:1], images="in-files") as memory:
+        assert memory.get(["red"]) == pictures[:1]
+
+
+def test_what_came_through_a_pipe_has_no_file(photos):
+    reading, writing = os.pipe()
+    data = photos["red"].read_bytes()
+    thread = threading.Thread(target=lambda: (os.write(writing, data), os.close(writing)))
+    thread.start()
+    assert Image(f"/dev/fd/{reading}").path is None
+    thread.join()
+    os.close(reading)
+
+
+@pytest.mark.parametrize("data", [b"", b"no number", b"9" * 5000, b"0 /proc/kmsg", b"5 \0", b"5 .", "text", 7, None])
+def test_a_place_that_is_none_is_an_error_of_ours(tmp_path, pictures, data):
+    filled(tmp_path / "memory", pictures, images="in-files").close()
+    check = checksum(b"file", data) if isinstance(data, bytes) else b""
+    connection = sqlite3.connect(tmp_path / "memory" / "memory.db")
+    if data is not None:
+        connection.execute("UPDATE contents SET data = ?, checksum = ? WHERE is_image = 2", (data, check))
+    else:  # or text that is taken for one
+        connection.execute("UPDATE contents SET is_image = 2 WHERE is_image = 0")
+    connection.commit()
+    connection.close()
+    with FaissMemory(tmp_path / "memory") as memory:
+        with pytest.raises(MemoryCorrupt):
+            memory.get(["red"])
+        assert len(memory.verify()) >= 3
+        if isinstance(data, bytes):
+            with pytest.raises(MemoryCorrupt):
+                memory.export_read_only(tmp_path / "copy")
+        else:  # it is copied as it is, damage and all
+            memory.export_read_only(tmp_path / "copy")
+            with FaissMemory(tmp_path / "copy") as copy, pytest.raises(MemoryCorrupt):
+                copy.get(["red"])
+
+
 def test_a_picture_that_is_added_as_such_needs_its_file_no_more(tmp_path, photos, pictures):
     filled(tmp_path / "memory", pictures[:1], images="in-files").close()
     with FaissMemory(tmp_path / "memory") as memory:
@@ -138,12 +210,10 @@ def test_a_copy_and_an_export_hold_the_pictures(tmp_path, photos, pictures):
 
 
 def test_a_copy_without_all_pictures_is_none(tmp_path, photos, pictures):
-    photos["blue"].unlink()
-    with (
-        filled(tmp_path / "memory", pictures, images="in-files") as memory,
-        pytest.raises(MemoryCorrupt, match=r"A picture of the copy lies in a file, and .*blue\.png is not there"),
-    ):
-        memory.export_read_only(tmp_path / "copy")
+    with filled(tmp_path / "memory", pictures, images="in-files") as memory:
+        photos["blue"].unlink()
+        with pytest.raises(MemoryCorrupt, match=r"A picture of the copy lies in a file, and .*blue\.png is not there"):
+            memory.export_read_only(tmp_path / "copy")
     assert list((tmp_path / "copy").iterdir()) == []
 
 

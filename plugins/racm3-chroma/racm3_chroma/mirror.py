@@ -71,8 +71,14 @@ class Mirror:
             for names in excluded
         ]
         answer = []
-        for scores, numbers, vectors in self._index.nearest(queries, k, allowed=pool, excluded=without):
+        for scores, numbers in self._index.nearest(queries, k, allowed=pool, excluded=without):
             records = [self._records[number] for number in numbers.tolist()]
             order = sorted(range(len(records)), key=lambda row: (-scores[row], records[row][0]))[:k]
-            answer.append([Found(*records[row], vectors[row], float(scores[row])) for row in order])
+            vectors = self._index.vectors(numbers[order])
+            answer.append(
+                [
+                    Found(*records[row], vector, float(scores[row]))
+                    for row, vector in zip(order, vectors, strict=True)
+                ]
+            )  # fmt: skip
         return answer

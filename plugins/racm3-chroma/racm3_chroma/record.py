@@ -19,7 +19,7 @@ import numpy as np
 
 from racm3.document import Document, Image, Text
 from racm3.errors import InvalidDocument, MemoryCorrupt
-from racm3.memories.journal import checksum, corrupt
+from racm3.memories.checksum import checksum, corrupt
 
 from .where import PREFIX, STAMP, TOKENS, fields_of, tokens_of
 

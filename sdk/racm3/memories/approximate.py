@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import MemoryStoreError, nearest
 from . import scan
-from .index import Best, VectorIndex
+from .index import VectorIndex
 from .segment import ROWS
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ class ApproximateIndex(VectorIndex):
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[Best]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         fetch = self._fetch(k) + max(map(len, excluded))
         if fetch > MAX_FETCH:
             yield from self._scan(queries, k, wanted, excluded)

@@ -152,13 +152,15 @@ class FaissMemory(MemoryStore):
                 return [[] for _ in queries]
             allowed = None if condition is None else index.matching(condition, self._journal.seqs_having)
             excluded = [self._journal.seqs_named(names) for names in left_out]
-            found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
-            ids = self._journal.ids({seq for one in found for seq in one.seqs.tolist()})
+            found = [
+                (scores.tolist(), seqs.tolist())
+                for scores, seqs in index.nearest(queries, k, allowed=allowed, excluded=excluded)
+            ]
+            ids = self._journal.ids({seq for _, seqs in found for seq in seqs})
             answer = []
-            for one in found:
-                rows = enumerate(zip(one.scores.tolist(), one.seqs.tolist(), strict=True))
-                best = sorted((-score, ids[seq], seq, row) for row, (score, seq) in rows)[:k]
-                answer.append(self._hits([(seq, id, -negative, one.vectors[row]) for negative, id, seq, row in best]))
+            for scores, seqs in found:
+                best = sorted((-score, ids[seq], seq) for score, seq in zip(scores, seqs, strict=True))[:k]
+                answer.append(self._hits(index, [(seq, id, -negative) for negative, id, seq in best]))
             return answer
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
@@ -199,10 +201,8 @@ class FaissMemory(MemoryStore):
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
             seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            ids, vectors = self._journal.ids(seqs.tolist()), index.vectors(seqs)
-            return self._hits(
-                [(seq, ids[seq], None, vector) for seq, vector in zip(seqs.tolist(), vectors, strict=True)]
-            )
+            ids = self._journal.ids(seqs.tolist())
+            return self._hits(index, [(seq, ids[seq], None) for seq in seqs.tolist()])
 
     def delete(self, ids: Sequence[str]) -> int:
         ids = id_list(ids)
@@ -410,9 +410,10 @@ class FaissMemory(MemoryStore):
                 fresh = 0
         index.last_seq = state.last_seq
 
-    def _hits(self, found: Sequence[tuple[int, str, float | None, np.ndarray]]) -> list[Hit]:
-        """Hits, for documents by number, id, score and vector; inside a transaction."""
-        hashes = self._journal.hashes(seq for seq, *_ in found)
+    def _hits(self, index: VectorIndex, found: Sequence[tuple[int, str, float | None]]) -> list[Hit]:
+        """Hits, for documents by number, id and score; inside a transaction."""
+        seqs = [seq for seq, _, _ in found]
+        hashes = self._journal.hashes(seqs)
 
         def hit(seq: int, id: str, score: float | None, vector: np.ndarray) -> Hit:
             def load() -> Document:
@@ -423,7 +424,8 @@ class FaissMemory(MemoryStore):
 
             return Hit(id=id, score=score, vector=vector, hashes=hashes.get(seq, ()), load=load)
 
-        return [hit(*one) for one in found]
+        vectors = index.vectors(np.array(seqs, dtype=np.int64))
+        return [hit(*one, vector) for one, vector in zip(found, vectors, strict=True)]
 
 
 def _add_snapshot(folder: Path) -> None:

@@ -6,7 +6,7 @@ Documents go by the journal's sequence numbers. Removed ones stay as tombstones 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
@@ -18,16 +18,7 @@ SCAN = 4096  # up to so many candidates a plain product is quickest
 QUERIES = 1024  # at a time
 FILTERS = 16  # of which the documents are remembered, in a byte a document each
 
-Best: TypeAlias = tuple[np.ndarray, np.ndarray, np.ndarray]  # exact scores, rows, and vectors, as in `Nearest`
 Ask: TypeAlias = Callable[[Having, int], np.ndarray]  # the numbers above one of the documents that have a value
-
-
-class Nearest(NamedTuple):
-    """What is nearest to a query: exact scores float32 [m], numbers int64 [m], and vectors float32 [m, dim]."""
-
-    scores: np.ndarray
-    seqs: np.ndarray
-    vectors: np.ndarray
 
 
 class VectorIndex:
@@ -119,9 +110,9 @@ class VectorIndex:
 
     def nearest(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> list[Nearest]:
-        """For each query (float32 [n, dim]), every document whose score is at least the k-th best: m >= k where there are
-        so many, in no particular order. The caller breaks ties.
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each query (float32 [n, dim]), every document whose score is at least the k-th best: (scores float32 [m],
+        seqs int64 [m]), m >= k where there are so many, in no particular order. The caller breaks ties.
 
         allowed: bool [rows], only these; None: all. excluded: for each query, not these numbers (int64).
         """
@@ -129,25 +120,24 @@ class VectorIndex:
         left_out = [self._rows_of(seqs) for seqs in excluded]
         pool = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         if not pool:
-            nothing = np.empty((0, self.dim), np.float32)
-            return [Nearest(np.empty(0, np.float32), np.empty(0, np.int64), nothing) for _ in queries]
+            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
         find = self._look_at_all if pool <= SCAN else self._scan if allowed is not None else self._find
         answer = []
         for start in range(0, len(queries), QUERIES):
             block = slice(start, start + QUERIES)
-            for scores, rows, vectors in find(queries[block], k, wanted, left_out[block]):
-                answer.append(Nearest(scores, self.seqs[rows], vectors))
+            for scores, rows in find(queries[block], k, wanted, left_out[block]):
+                answer.append((scores, self.seqs[rows]))
         return answer
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[Best]:
-        """Those at least as good as the k-th best, without a filter."""
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Scores and rows at least as good as the k-th best, without a filter."""
         return self._scan(queries, k, wanted, excluded)
 
     def _scan(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[Best]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same, exact, among many."""
         found = scan.candidates(self.segments, queries, k, wanted=wanted, excluded=excluded)
         for query, rows in zip(queries, found, strict=True):
@@ -155,7 +145,7 @@ class VectorIndex:
 
     def _look_at_all(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[Best]:
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The same, exact, among few."""
         pool = np.arange(len(self.seqs)) if wanted is None else np.flatnonzero(wanted)
         whole = wanted is None and len(self.segments) == 1  # and needs no copy
@@ -166,19 +156,20 @@ class VectorIndex:
                 near &= scores >= np.partition(scores[near], -k)[-k] - scan.slack(self.dim)
             yield self._best(query, pool[near], k, vectors[near])
 
-    def _best(self, query: np.ndarray, rows: np.ndarray, k: int, vectors: np.ndarray | None = None) -> Best:
-        """Of candidates, those that are at least as good as the k-th best."""
-        if vectors is None and len(rows) > SCAN:  # so many are no less than a copy of the index
-            found = [self._best(query, rows[start : start + SCAN], k) for start in range(0, len(rows), SCAN)]
-            scores, rows, vectors = (np.concatenate(column) for column in zip(*found, strict=True))
+    def _best(
+        self, query: np.ndarray, rows: np.ndarray, k: int, vectors: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Of candidates, the exact scores and the rows of those that are at least as good as the k-th best."""
+        # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
+        if vectors is None:
+            pieces = [np.einsum("nd,d->n", self._at(some), query) for some in _pieces(rows)]
+            scores = np.concatenate([np.empty(0, np.float32), *pieces])
         else:
-            vectors = self._at(rows) if vectors is None else vectors
-            # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
             scores = np.einsum("nd,d->n", vectors, query)
         if len(rows) > k:
             chosen = scores >= np.partition(scores, -k)[-k]
-            scores, rows, vectors = scores[chosen], rows[chosen], vectors[chosen]
-        return scores, rows, vectors
+            scores, rows = scores[chosen], rows[chosen]
+        return scores, rows
 
     def _at(self, rows: np.ndarray) -> np.ndarray:
         """Copies of the vectors of rows (int64 [n]): float32 [n, dim]."""
@@ -198,6 +189,10 @@ class VectorIndex:
             return np.empty(0, dtype=np.int64)
         rows = np.minimum(np.searchsorted(self.seqs, seqs), max(0, len(self.seqs) - 1))
         return rows[self.seqs[rows] == seqs] if len(self.seqs) else rows[:0]
+
+
+def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + SCAN] for start in range(0, len(rows), SCAN))
 
 
 def _alike(first: Segment, second: Segment) -> bool:

@@ -7,18 +7,17 @@ together tell any cache, in this process or another, exactly what it lacks.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..document import Document, Image, Metadata, Text
-from ..errors import DuplicateDocument, InvalidDocument, InvalidImage, MemoryCorrupt
+from ..errors import DuplicateDocument, InvalidDocument, MemoryCorrupt
 from ..interfaces import Encoder, OnDuplicate
+from .checksum import checksum, corrupt, matches
+from .contents import FILE, IMAGE, KINDS, TEXT, Content, contents_of, in_file, is_there, shown_by
 from .database import BATCH, Database
 from .where import EMPTY, Having, decoded, encoded, stored
 
@@ -31,8 +30,6 @@ if TYPE_CHECKING:
 Field: TypeAlias = tuple[bytes, str, Any]  # name, kind and value of a metadata field, as the table `fields` has them
 
 STORED = 128  # documents, with their images, that are stored at a time
-TEXT, IMAGE, FILE = range(3)  # of contents: what `is_image` says
-KINDS = {TEXT: b"text", IMAGE: b"image", FILE: b"file"}  # as their checksum covers them
 METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 # Of documents, as in `Row`; what is in a damaged table may be in another order.
@@ -69,20 +66,6 @@ class Row(NamedTuple):
             raise corrupt(self.name)
 
 
-def checksum(*pieces: bytes) -> bytes:
-    """64 bits against rot and torn writes; what names contents is their SHA-256."""
-    digest = hashlib.blake2b(digest_size=8)
-    for piece in pieces:
-        digest.update(len(piece).to_bytes(8, "little"))
-        digest.update(piece)
-    return digest.digest()
-
-
-def matches(check: object, *pieces: object) -> bool:
-    """Whether what was read has this checksum; damage can also change its type."""
-    return all(isinstance(piece, bytes) for piece in pieces) and check == checksum(*pieces)  # type: ignore[arg-type]
-
-
 def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
     """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number; else `MemoryCorrupt`."""
     import numpy as np
@@ -92,12 +75,6 @@ def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
             raise corrupt(row.name)
     read = [np.frombuffer(row.vector, f"<f{len(row.vector) // dim}") for row in rows]
     return np.array(read, dtype=np.float32).reshape(len(rows), dim)
-
-
-def corrupt(name: str) -> MemoryCorrupt:
-    return MemoryCorrupt(
-        f"Document {name!r} does not match its checksum.", "Delete it or restore the memory from a backup."
-    )
 
 
 class Journal(Database):
@@ -274,6 +251,7 @@ class Journal(Database):
         while batch := list(islice(source, STORED)):
             stored = self.seqs_of(document.id for document, _ in batch)
             new: dict[str, tuple[Document, np.ndarray]] = {}
+            skipped: list[Document] = []
             for document, vector in batch:
                 if document.id in stored or document.id in new:
                     if on_duplicate == "error":
@@ -282,11 +260,15 @@ class Journal(Database):
                             "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
                         )
                     if on_duplicate == "skip":
+                        skipped.append(document)
                         continue
                     new.pop(document.id, None)  # the later one counts as added anew
                 new[document.id] = document, vector
             self.remove([seq for id, seq in stored.items() if id in new])
             self._insert(list(new.values()), refer)
+            if refer:  # skipped ones may be where the memory looks for them no more
+                again = contents_of((part for document in skipped for part in shown_by(document)), refer)
+                self._restate(again, only_files=True)
             ids += [document.id for document, _ in batch]
         return ids
 
@@ -298,8 +280,7 @@ class Journal(Database):
             floats = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
             columns = (encoded(document.id), bytes.fromhex(document.content_hash), metadata, floats)
             rows.append((seq, *columns, checksum(*columns)))
-            parts = (part for part in document.parts if isinstance(part, (Text, Image)))
-            shown += [(seq, position, part) for position, part in enumerate(parts)]
+            shown += [(seq, position, part) for position, part in enumerate(shown_by(document))]
             tagged += [(field, seq) for field in fields_of(document.metadata)]
         contents = self._store_contents([part for _, _, part in shown], refer)
         fields = self._store_fields({field for field, _ in tagged})
@@ -309,26 +290,36 @@ class Journal(Database):
         many("INSERT INTO tags VALUES (?, ?)", sorted((fields[field], seq) for field, seq in tagged))
 
     def _store_contents(self, parts: Iterable[Text | Image], refer: bool) -> dict[str, int]:
-        """The key of what each part shows, by its hash. What is new is stored, and what is damaged is stored again."""
-        rows = {bytes.fromhex(part.content_hash): _content(part, refer) for part in parts}
-        keys = {hash: key for key, hash in self._with_hash("contents", "hash", set(rows))}
-        for hash in [hash for hash in keys if rows[hash][0] == FILE]:
-            stored = self.connection.execute(
-                "SELECT is_image, data, checksum FROM contents WHERE key = ?", (keys[hash],)
-            ).fetchone()
-            if stored[0] == IMAGE and matches(stored[2], KINDS[IMAGE], stored[1]):
-                rows[hash] = stored  # whoever stored the picture itself does not count on its file
-        changed = "(is_image, data, checksum) IS NOT (?2, ?3, ?4)"
-        self.connection.executemany(
-            f"UPDATE contents SET (is_image, data, checksum) = (?2, ?3, ?4) WHERE key = ?1 AND {changed}",
-            [(key, *rows[hash]) for hash, key in keys.items()],
-        )
+        """The key of what each part shows, by its hash. What is new is stored, what is there is restated."""
+        rows = contents_of(parts, refer)
+        keys = self._restate(rows)
         missing = [hash for hash in rows if hash not in keys]
         new = {hash: key for key, hash in enumerate(missing, start=self._next_key("contents"))}
         self.connection.executemany(
             "INSERT INTO contents VALUES (?, ?, ?, ?, ?)", [(key, hash, *rows[hash]) for hash, key in new.items()]
         )
         return {hash.hex(): key for hash, key in (keys | new).items()}
+
+    def _restate(self, rows: Mapping[bytes, Content], *, only_files: bool = False) -> dict[bytes, int]:
+        """The keys of those contents that are stored, by hash. What is damaged is stored again, and so is what lies in a file
+        that is gone; but whoever stored a picture itself does not count on a file. only_files: whatever else is let be."""
+        keys = {hash: key for key, hash in self._with_hash("contents", "hash", set(rows))}
+        changed = []
+        for hash, key in keys.items():
+            statement = "SELECT is_image, data, checksum FROM contents WHERE key = ? AND (NOT ? OR is_image = ?)"
+            stored = self.connection.execute(statement, (key, only_files, FILE)).fetchone()
+            if stored is None:
+                continue
+            kind, data, check = stored
+            moved = (
+                kind == FILE
+                and data != rows[hash].data
+                and (rows[hash].kind == IMAGE or not is_there(data, hash.hex()))
+            )
+            if moved or not matches(check, KINDS.get(kind), data):
+                changed.append((*rows[hash], key))
+        self.connection.executemany("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", changed)
+        return keys
 
     def _store_fields(self, fields: set[Field]) -> dict[Field, int]:
         """The key of each field, which is stored when it is new."""
@@ -347,10 +338,11 @@ class Journal(Database):
         return int(self.one(f"SELECT coalesce(max(key), 0) + 1 FROM {table}"))
 
     def _make_whole(self, copy: sqlite3.Connection) -> None:
-        files = copy.execute("SELECT key, lower(hex(hash)), data FROM contents WHERE is_image = ?", (FILE,)).fetchall()
-        for key, hash, data in files:
-            row = _content(in_file(data, hash, "the copy"), refer=False)
-            copy.execute("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", (*row, key))
+        files = copy.execute("SELECT key, lower(hex(hash)), data, checksum FROM contents WHERE is_image = ?", (FILE,))
+        for key, hash, data, check in files.fetchall():
+            if matches(check, KINDS[FILE], data):  # what is damaged stays so, and says so when it is read
+                (row,) = contents_of([in_file(data, hash, "the copy")], refer=False).values()
+                copy.execute("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", (*row, key))
 
     def purge(self) -> None:
         """Remove the tags that damaged documents left behind."""
@@ -386,29 +378,6 @@ class Journal(Database):
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
         return [(row, hash) for row, hash in rows if hash in hashes]
-
-
-def _content(part: Text | Image, refer: bool) -> tuple[int, bytes, bytes]:
-    """Kind, data and checksum of what a part shows. refer: a picture by its file, where it has one."""
-    if isinstance(part, Text):
-        kind, data = TEXT, encoded(part.text)
-    elif refer and part.path is not None:
-        kind, data = FILE, b"%d %s" % (len(part.data), os.fsencode(part.path))
-    else:
-        kind, data = IMAGE, part.data
-    return kind, data, checksum(KINDS[kind], data)
-
-
-def in_file(data: bytes, hash: str, what: str) -> Image:
-    """The picture that `data` says the file of. Raises `MemoryCorrupt`, naming what it is for, when it is not there."""
-    size, _, path = data.partition(b" ")
-    try:
-        return Image.reread(Path(os.fsdecode(path)), int(size), hash)
-    except InvalidImage as error:
-        raise MemoryCorrupt(
-            f"A picture of {what} lies in a file, and {error.message}",
-            "Put it back; or delete the document, and add it anew.",
-        ) from error
 
 
 def fields_of(metadata: Metadata) -> set[Field]:

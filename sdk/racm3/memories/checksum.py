@@ -1,0 +1,27 @@
+"""Checks of what is stored, piece by piece, and what is said where one fails."""
+
+from __future__ import annotations
+
+import hashlib
+
+from ..errors import MemoryCorrupt
+
+
+def checksum(*pieces: bytes) -> bytes:
+    """64 bits against rot and torn writes; what names contents is their SHA-256."""
+    digest = hashlib.blake2b(digest_size=8)
+    for piece in pieces:
+        digest.update(len(piece).to_bytes(8, "little"))
+        digest.update(piece)
+    return digest.digest()
+
+
+def matches(check: object, *pieces: object) -> bool:
+    """Whether what was read has this checksum; damage can also change its type."""
+    return all(isinstance(piece, bytes) for piece in pieces) and check == checksum(*pieces)  # type: ignore[arg-type]
+
+
+def corrupt(name: str) -> MemoryCorrupt:
+    return MemoryCorrupt(
+        f"Document {name!r} does not match its checksum.", "Delete it or restore the memory from a backup."
+    )
