@@ -47,7 +47,7 @@ def pipeline_tables() -> dict[str, dict[str, Any]]:
 
 
 def sampler_table(bundle: Path) -> dict[str, Any]:
-    """The sampler that the generator of a bundle was trained with, as in a pipeline's tables."""
+    """The sampler of a bundle, as in a pipeline's tables."""
     table: dict[str, Any] = json.loads((bundle / "bundle.json").read_text())["sampler"]
     return table
 
@@ -72,10 +72,8 @@ def assemble(run: Run, destination: Path, progress: Progress | None = None) -> N
         shutil.rmtree(destination / stage, ignore_errors=True)
         # Not the modes: safetensors writes files that nobody else may read.
         shutil.copytree(run.model(stage), destination / stage, copy_function=shutil.copyfile)
-    neighbours = run.recipe("generator")["neighbours"]
-    sampler = {"name": neighbours.get("sampler", "diverse")}
-    if sampler["name"] == "diverse":
-        sampler["threshold"] = neighbours["threshold"]
+    # Also of a generator that was trained with plain top-K: it makes no difference to it, and keeps repeats out of the context.
+    sampler = {"name": "diverse", "threshold": run.recipe("generator")["neighbours"]["threshold"]}
     (destination / "bundle.json").write_text(json.dumps({"sampler": sampler}) + "\n")
 
     training, remembered, held_out = divide(run.world)

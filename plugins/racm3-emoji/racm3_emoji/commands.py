@@ -225,14 +225,14 @@ def ablate(
     Needs the run's image tokenizer, retriever and evaluation encoder; measured on the validation entities. An analysis
     that was stopped goes on.
     """
-    from .stages import SOURCE, Run, recipes_for
+    from .stages import Run, recipes_for
     from .world import build as build_world
 
     chosen = Run(run, recipes_for(hardware), build_world())
     for stage in ("image-tokenizer", "retriever", *(["evaluation-encoder"] if drawings else [])):
         chosen.model(stage)
     run_ablation(
-        {**chosen.recipe("generator"), "data": SOURCE}, run, rows=rows, steps=steps, seeds=seeds, drawings=drawings, encoder=None, out=out,
+        chosen.analysed(), run, rows=rows, steps=steps, seeds=seeds, drawings=drawings, encoder=None, out=out,
         dry_run=dry_run, as_json=json,
     )  # fmt: skip
 

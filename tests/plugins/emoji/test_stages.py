@@ -81,13 +81,15 @@ def test_the_analysis_takes_the_recipe_of_the_generator_and_the_world(
     [(recipe, run, options)] = asked
     assert run == tmp_path and options["rows"] == "alpha"
     assert recipe["data"]["source"] == "racm3_emoji.stages:corpus"
+    # The paper's choices are the reference, whatever the generator is trained with.
+    assert recipe["objective"]["alpha"] == 0.1 and recipe["neighbours"]["dropout"] == 0.2
     assert [row.label for row in plan(recipe, ["alpha"]).rows] == ["α = 0", "α = 0.1", "α = 0.3", "α = 1"]
 
 
 @pytest.mark.parametrize("hardware", ["cpu", "gpu"])
 def test_every_row_of_the_analysis_can_be_planned(hardware: str) -> None:
     recipe = stages.Run(Path("."), stages.recipes_for(hardware), World([], np.empty((0, 64, 64, 3), np.uint8)))
-    assert len(plan(recipe.recipe("generator")).models) == 12
+    assert len(plan(recipe.analysed()).models) == 12
 
 
 def test_errors_say_what_there_is(world: World, tmp_path: Path) -> None:
