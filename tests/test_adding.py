@@ -6,10 +6,11 @@ import gc
 import weakref
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from racm3 import Document, Image, Pipeline, adding
-from racm3.errors import InvalidImage
+from racm3.errors import InvalidImage, MemoryCorrupt
 from racm3.memories.faiss import FaissMemory
 from racm3.testing import HashingRetriever
 
@@ -82,3 +83,18 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_only_where_it_is_encoded()
         assert pipeline.add([broken], on_duplicate="skip") == ["broken"]
         with pytest.raises(InvalidImage, match="not a picture"):
             pipeline.add([Document(["a kite", Image(b"none either")], id="other")])
+
+
+def test_what_the_memory_cannot_read_any_more_is_stored_anew(tmp_path):
+    for name in "abcde":
+        PIL.Image.new("RGB", (8, 8), "red" if name == "d" else "blue").save(tmp_path / f"{name}.png")
+    documents = [Document([name, Image(tmp_path / f"{name}.png")], id=name) for name in "abcde"]
+    with Pipeline(HashingRetriever(), FaissMemory(images="in-files")) as pipeline:
+        pipeline.add(documents)
+        (tmp_path / "d.png").rename(tmp_path / "moved.png")
+        with pytest.raises(MemoryCorrupt, match=r"d\.png is not there any more"):
+            pipeline.memory.get(["d"])
+        moved = [*documents[:3], Document(["d", Image(tmp_path / "moved.png")], id="d"), documents[4]]
+        assert pipeline.add(moved, on_duplicate="skip") == list("abcde")
+        assert pipeline.memory.get(list("abcde")) == moved
+        assert len(pipeline.memory) == 5

@@ -214,6 +214,16 @@ def test_index_can_leave_pictures_in_their_files(photos: Path, run):
     assert code == 1 and "kite.png is not there any more" in out.replace("\n", "")
 
 
+def test_indexing_again_finds_a_folder_that_was_moved(photos: Path, run):
+    arguments = ("--memory", "mem", "--preset", "toy", "--images-in-files")
+    assert run("index", photos, *arguments)[0] == 0
+    moved = photos.rename("moved")
+    assert run("memory", "verify", "mem")[0] == 1
+    code, out, _ = run("index", moved, *arguments)
+    assert (code, out) == (0, "3 documents read, 0 of them new; the memory holds 3.\n")
+    assert run("memory", "verify", "mem")[0] == 0
+
+
 def test_near_duplicates_need_a_library(photos: Path, run, monkeypatch):
     monkeypatch.setitem(sys.modules, "imagehash", None)
     code, _, err = run("index", photos, "--memory", "mem", "--preset", "toy", "--near-duplicates", 8)

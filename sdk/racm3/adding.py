@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from .crossing import calling, checked_documents
 from .document import Document
-from .errors import ConfigError, InvalidDocument, InvalidImage
+from .errors import ConfigError, InvalidDocument, InvalidImage, MemoryCorrupt
 from .interfaces import MemoryStore, OnDuplicate, Progress, Retriever
 from .near_duplicates import NearDuplicates
 from .retrieval import encode_documents
@@ -38,12 +38,10 @@ def add_documents(
     for batch in _batches(documents, batch_size):
         asked = [document.id for document in batch]
         done, last = done + len(asked), asked[-1]
+        policy = on_duplicate
         if on_duplicate == "skip":
-            with calling(memory):
-                found = memory.get(asked)
-            stored = checked_documents(memory, asked, found)
-            batch = [document for document, old in zip(batch, stored, strict=True) if old is None]
-            del found, stored
+            batch, damaged = _without_stored(batch, memory)
+            policy = "replace" if damaged else policy
         if batch:
             vectors = encode_documents(retriever, batch, batch_size=batch_size)
             if near_duplicates is not None:
@@ -53,12 +51,29 @@ def add_documents(
                 batch, vectors = [batch[place] for place in new], vectors[new]
         if batch:
             with calling(memory):
-                memory.add(batch, vectors, on_duplicate=on_duplicate)
+                memory.add(batch, vectors, on_duplicate=policy)
         ids += asked
         if progress is not None:
             progress(done, total, last)
         del batch  # or it would stay while the next one is read
     return ids
+
+
+def _without_stored(batch: list[Document], memory: MemoryStore) -> tuple[list[Document], bool]:
+    """The documents that the memory lacks, or cannot read any more, as when the file of a picture was moved; and whether
+    there are any of these, which are to be replaced."""
+    asked = [document.id for document in batch]
+    try:
+        with calling(memory):
+            found = memory.get(asked)
+    except MemoryCorrupt:
+        if len(batch) == 1:
+            return batch, True
+        middle = len(batch) // 2
+        (first, one), (second, other) = (_without_stored(half, memory) for half in (batch[:middle], batch[middle:]))
+        return first + second, one or other
+    stored = checked_documents(memory, asked, found)
+    return [document for document, old in zip(batch, stored, strict=True) if old is None], False
 
 
 def _batches(documents: Iterable[Document], size: int) -> Iterator[list[Document]]:

@@ -133,9 +133,9 @@ class Pipeline(Tasks):
         stays stored, whatever happens to a later one.
 
         batch_size: of documents; fewer where their pictures are large. on_duplicate: what becomes of a document whose id is
-        stored already; "skip" does not even encode it. near_duplicates: leaves out pictures that are stored in another form
-        already; their ids are not returned. progress: called with the number done, the number in all (0: unknown), and the
-        last id.
+        stored already; "skip" does not even encode it, unless the memory cannot read it any more. near_duplicates: leaves
+        out pictures that are stored in another form already; their ids are not returned. progress: called with the number
+        done, the number in all (0: unknown), and the last id.
         """
         return add_documents(
             self.retriever, self.memory, documents, batch_size=batch_size, on_duplicate=on_duplicate,

@@ -124,13 +124,13 @@ def test_a_picture_that_comes_both_ways_at_once_is_stored(tmp_path, photos):
             assert memory.stats()["images_in_files"] == 0
 
 
-def test_a_folder_that_was_moved_is_found_again_by_adding_it_once_more(tmp_path, photos, pictures):
+def test_a_folder_that_was_moved_is_found_again_by_adding_it_anew(tmp_path, photos, pictures):
     memory = filled(tmp_path / "memory", pictures, images="in-files")
     moved = photos["red"].parent.rename(tmp_path / "moved")
     with pytest.raises(MemoryCorrupt, match="is not there any more"):
         memory.get(NAMES)
     again = [Document([name, Image(moved / f"{name}.png")], id=name) for name in NAMES]
-    memory.add(again, VECTORS, on_duplicate="skip")
+    memory.add(again, VECTORS, on_duplicate="replace")
     assert memory.get(NAMES) == pictures
     assert memory.verify() == []
     memory.close()

@@ -53,6 +53,17 @@ def memory(tmp_path):
         yield memory
 
 
+def test_what_was_written_on_the_way_and_joined_since_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(faiss, "HELD", 500)
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(texts(1000), unit(0, 1000))
+        memory.refresh()
+        assert len(files(tmp_path)) == 1  # of the first 512
+        memory.flush()
+        assert rows(tmp_path) == [1000] and len(files(tmp_path)) == 1
+
+
 def test_what_is_new_is_written_and_small_segments_are_joined(memory, tmp_path):
     (first,) = files(tmp_path)
     memory.add(texts(20, 100), unit(1, 20))

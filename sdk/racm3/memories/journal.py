@@ -251,7 +251,6 @@ class Journal(Database):
         while batch := list(islice(source, STORED)):
             stored = self.seqs_of(document.id for document, _ in batch)
             new: dict[str, tuple[Document, np.ndarray]] = {}
-            skipped: list[Document] = []
             for document, vector in batch:
                 if document.id in stored or document.id in new:
                     if on_duplicate == "error":
@@ -260,15 +259,11 @@ class Journal(Database):
                             "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
                         )
                     if on_duplicate == "skip":
-                        skipped.append(document)
                         continue
                     new.pop(document.id, None)  # the later one counts as added anew
                 new[document.id] = document, vector
             self.remove([seq for id, seq in stored.items() if id in new])
             self._insert(list(new.values()), refer)
-            if refer:  # skipped ones may be where the memory looks for them no more
-                again = contents_of((part for document in skipped for part in shown_by(document)), refer)
-                self._restate(again, only_files=True)
             ids += [document.id for document, _ in batch]
         return ids
 
@@ -300,17 +295,14 @@ class Journal(Database):
         )
         return {hash.hex(): key for hash, key in (keys | new).items()}
 
-    def _restate(self, rows: Mapping[bytes, Content], *, only_files: bool = False) -> dict[bytes, int]:
+    def _restate(self, rows: Mapping[bytes, Content]) -> dict[bytes, int]:
         """The keys of those contents that are stored, by hash. What is damaged is stored again, and so is what lies in a file
-        that is gone; but whoever stored a picture itself does not count on a file. only_files: whatever else is let be."""
+        that is gone; but whoever stored a picture itself does not count on a file."""
         keys = {hash: key for key, hash in self._with_hash("contents", "hash", set(rows))}
         changed = []
         for hash, key in keys.items():
-            statement = "SELECT is_image, data, checksum FROM contents WHERE key = ? AND (NOT ? OR is_image = ?)"
-            stored = self.connection.execute(statement, (key, only_files, FILE)).fetchone()
-            if stored is None:
-                continue
-            kind, data, check = stored
+            stored = self.connection.execute("SELECT is_image, data, checksum FROM contents WHERE key = ?", (key,))
+            kind, data, check = stored.fetchone()
             moved = (
                 kind == FILE
                 and data != rows[hash].data

@@ -109,6 +109,7 @@ def damaged(folder: Path) -> bool:
 def save(index: VectorIndex, folder: Path) -> VectorIndex:
     """Write an index, and return it as it lies on disk: its vectors mapped, and without tombstones where they were many.
     Raises `MemoryStoreError` when that fails; the snapshot before it then stands."""
+    had = {segment.path for segment in index.segments}
     with _said(folder):
         if index.dead * 4 > len(index.seqs):
             compact = index.over([_stored(index.parts, folder)] if len(index.live) else [])
@@ -139,12 +140,14 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
             }
         header["checksum"] = _checksum(header)
         before, part = _header(folder), _part(folder)
+        if before is not None:
+            had |= {path for path, _ in _files(folder, before)}
         try:
             part.write_text(json.dumps(header, indent=1), encoding="utf-8")
             publish(part, folder / HEADER)
         finally:
             part.unlink(missing_ok=True)
-        _clean(folder, {path for path, _ in _files(folder, header)}, before)
+        _clean(folder, {path for path, _ in _files(folder, header)}, had)
     return index
 
 
@@ -189,10 +192,9 @@ def _part(folder: Path) -> Path:
     return folder / f"index-{uuid.uuid4().hex}.part"
 
 
-def _clean(folder: Path, named: set[Path], before: dict[str, Any] | None) -> None:
-    """Remove what the snapshot before this one named, and this one does not. What none has named may belong to another
-    process that is writing it now, or to one that was killed."""
-    old = {path for path, _ in _files(folder, before)} if before is not None else set()
+def _clean(folder: Path, named: set[Path], old: set[Path | None]) -> None:
+    """Remove what the index or the snapshot before this one had, and this one does not name. What neither had may belong to
+    another process that is writing it now, or to one that was killed."""
     for path in (*folder.glob("index-*"), *folder.glob("vectors-*")):
         with suppress(FileNotFoundError):  # another process cleans, too
             if path not in named and (path in old or time.time() - path.stat().st_mtime > ABANDONED):
