@@ -69,7 +69,7 @@ def test_all_that_are_as_good_as_the_kth_best_are_candidates(vectors, tmp_path, 
     wanted = rng.random(3000) < 0.7
     excluded = [np.sort(rng.choice(3000, size=number, replace=False)) for number in (40, 0, 1, 2000, 3000)[:queries]]
     scores = asked.astype(np.float64) @ vectors.T.astype(np.float64)
-    for among in (None, wanted):
+    for among in (None, wanted, rng.random(3000) < 0.1, np.arange(3000) == 2999):  # dense, and sparse
         found = scan.candidates(every, asked, k, wanted=among, excluded=excluded)
         assert len(found) == queries
         for row in range(queries):

@@ -31,7 +31,7 @@ class VectorIndex:
 
     def __init__(self, dim: int, segments: Sequence[Segment] = ()) -> None:
         self.dim, self.segments = dim, list(segments)
-        self.seqs: np.ndarray = np.concatenate([np.empty(0, np.int64), *(segment.seqs for segment in segments)])
+        self.seqs: np.ndarray = segments[0].seqs if len(segments) == 1 else _numbers_of(segments)
         self.last_seq = self.generation = 0
         self._alive: np.ndarray | None = None  # bool [rows], where there are tombstones
         self._filters: dict[Having, np.ndarray] = {}  # bool [rows], as many as there were when it was asked last
@@ -193,6 +193,16 @@ class VectorIndex:
 
 def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + SCAN] for start in range(0, len(rows), SCAN))
+
+
+def _numbers_of(segments: Sequence[Segment]) -> np.ndarray:
+    """All numbers of segments, which are views of it from now on: a copy would be as much as a tenth of compressed vectors."""
+    numbers = np.concatenate([np.empty(0, np.int64), *(segment.seqs for segment in segments)])
+    start = 0
+    for segment in segments:
+        segment.seqs = numbers[start : start + len(segment)]
+        start += len(segment)
+    return numbers
 
 
 def _alike(first: Segment, second: Segment) -> bool:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 BLOCK = 8192  # rows of which the scores for many queries are held at a time
 WIDENED = 1024  # rows that are made float32 for them at a time, so that they stay in the cache
 GROUP = 64  # rows of which the best stands for all, in finding where the k-th best lies
+SPARSE = 8  # of so many rows a filter lets through one at most: these are copied, and the others not looked at
 SMALL = 16_384  # up to so many rows of a segment the plain vectors are as quick, and torch is not needed
 
 _HALF = 2.0**-11  # of a number is lost at most when it is rounded to float16
@@ -60,26 +61,53 @@ def candidates(
 def _of_one(
     segments: Sequence[Segment], query: np.ndarray, k: int, wanted: np.ndarray | None, excluded: np.ndarray
 ) -> np.ndarray:
-    products = [_product(segment, query) for segment in segments]
-    scores = products[0] if len(products) == 1 else np.concatenate(products)
+    if wanted is not None and np.count_nonzero(wanted) * SPARSE <= len(wanted):
+        rows = np.flatnonzero(wanted)
+        scores = _joined([_product(vectors, query) for vectors in _picked(segments, rows)])
+        scores[np.isin(rows, excluded)] = -np.inf
+        return rows[_may_be_best(scores, k, len(query))]
+    scores = _joined([_product(_readily(segment), query) for segment in segments])
     if wanted is not None:
         np.putmask(scores, ~wanted, -np.inf)
     scores[excluded] = -np.inf
+    return _may_be_best(scores, k, len(query))
+
+
+def _may_be_best(scores: np.ndarray, k: int, dim: int) -> np.ndarray:
+    """Where the approximate scores stand that may be among the k best."""
     k = min(k, len(scores))
     group = _group(len(scores), k)
     best = scores if group == 1 else scores[: len(scores) // group * group].reshape(-1, group).max(axis=1)
-    least = np.partition(best, -k)[-k] - doubt(len(query), rounded=3)
+    least = np.partition(best, -k)[-k] - doubt(dim, rounded=3)
     return np.flatnonzero(scores >= max(least, _LEAST))
 
 
-def _product(segment: Segment, query: np.ndarray) -> np.ndarray:
-    """Approximate scores of all rows: float32 [n]."""
-    if segment.halves is None or len(segment) <= SMALL:
-        return segment.vectors @ query
+def _readily(segment: Segment) -> np.ndarray:
+    """The vectors of a segment in the form that is scored soonest: [n, dim]."""
+    return segment.vectors if segment.halves is None or len(segment) <= SMALL else segment.halves
+
+
+def _picked(segments: Sequence[Segment], rows: np.ndarray) -> Iterator[np.ndarray]:
+    """Copies of the vectors of rows (ascending), by segment: [n, dim], halves where there are any."""
+    start = 0
+    for segment in segments:
+        first, last = np.searchsorted(rows, (start, start + len(segment)))
+        vectors = segment.vectors if segment.halves is None else segment.halves
+        yield vectors[rows[first:last] - start]
+        start += len(segment)
+
+
+def _product(vectors: np.ndarray, query: np.ndarray) -> np.ndarray:
+    """Approximate scores of vectors (float32 or float16 [n, dim]): float32 [n]."""
+    if vectors.dtype == np.float32:
+        return vectors @ query
     import torch
 
-    halves = torch.from_numpy(segment.halves)
-    return torch.mv(halves, torch.from_numpy(query).half()).float().numpy()
+    return torch.mv(torch.from_numpy(vectors), torch.from_numpy(query).half()).float().numpy()
+
+
+def _joined(scores: list[np.ndarray]) -> np.ndarray:
+    return scores[0] if len(scores) == 1 else np.concatenate(scores)
 
 
 def _of_many(
