@@ -126,10 +126,12 @@ class ApproximateIndex(VectorIndex):
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = self._at(rows), list(rows[:, None])  # which every search finds
-        least = [scores.min() for scores, *_ in self._scan(queries, NEAREST, None, itself)]
+        least = [scores.min() for scores, _ in self._scan(queries, NEAREST, None, itself)]
         while True:
             before, found = self.recall or 0, self._find(queries, NEAREST, None, itself)
-            self.recall = float(np.mean([np.mean(one[0] >= low) for one, low in zip(found, least, strict=True)]))
+            self.recall = float(
+                np.mean([np.mean(scores >= low) for (scores, _), low in zip(found, least, strict=True)])
+            )
             if self.recall >= FOUND or self.recall < before + GAIN or self.effort >= MOST:
                 return
             self.effort *= 2

@@ -53,9 +53,9 @@ class FaissMemory(MemoryStore):
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
     ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
     that are added from now on; "float16" keeps them in half of the room, rounded to 11 bits. What is stored stays as it is.
-    images: of documents that are added from now on; "in-files" keeps of a picture that was read from a file the absolute path,
-    the size and the hash alone, and reads it whenever the document is looked at: an error, where the file is gone or has
-    changed. Pictures without a file, and texts, are stored in any case.
+    images: of documents that are added from now on; "in-files" keeps of a picture that was read from a file the absolute
+    path, the size and the hash alone, and reads it whenever the document is looked at: an error, where the file is gone or
+    has changed. Pictures without a file, and texts, are stored in any case.
     durable: what `add` and `delete` did is on disk when they return. False spares them the wait for it, which is most of
     what a small addition takes: whatever happens the memory opens and holds no half documents, and a process that is
     killed loses nothing; but if the machine itself stops, the last of its additions may be missing.
