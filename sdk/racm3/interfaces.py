@@ -39,10 +39,11 @@ class Hit:
     """A document found in a memory. The document itself is read from the store when it is first looked at.
 
     score: inner product with the query, or None for a document given by hand. vector: float32 [dim], unit norm.
-    hashes: content hashes of the document's parts, by which exact duplicates are recognised.
+    hashes: content hashes of the document's parts, by which exact duplicates are recognised; or what to call for them, when
+    they are first looked at.
     """
 
-    __slots__ = ("_document", "_load", "hashes", "id", "score", "vector")
+    __slots__ = ("_document", "_hashes", "_load", "id", "score", "vector")
 
     def __init__(
         self,
@@ -51,16 +52,21 @@ class Hit:
         score: float | None = None,
         vector: np.ndarray | None = None,
         id: str | None = None,
-        hashes: Iterable[str] | None = None,
+        hashes: Iterable[str] | Callable[[], Iterable[str]] | None = None,
         load: Callable[[], Document] | None = None,
     ) -> None:
         if document is None and (id is None or hashes is None or load is None):
             raise TypeError("A Hit needs its document, or an id, hashes and a way to load it.")
-        self._document, self._load = document, load
+        self._document, self._load, self._hashes = document, load, hashes
         self.id: str = document.id if document is not None and id is None else str(id)
         self.score, self.vector = score, vector
-        given = (part.content_hash for part in document.parts) if document is not None and hashes is None else hashes
-        self.hashes: frozenset[str] = frozenset(given or ())
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        if not isinstance(self._hashes, frozenset):
+            given = self._hashes() if callable(self._hashes) else self._hashes
+            self._hashes = frozenset((part.content_hash for part in self.document.parts) if given is None else given)
+        return self._hashes
 
     @property
     def document(self) -> Document:

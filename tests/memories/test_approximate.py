@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 import numpy as np
 import pytest
 
 from racm3.document import Document
-from racm3.errors import MemoryStoreError
+from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
 from racm3.memories import approximate, index
 from racm3.memories.faiss import FaissMemory
@@ -215,3 +216,99 @@ def test_of_very_few_documents_there_is_nothing_to_measure(kind, documents, monk
         memory.reindex(kind)
         assert memory._index.kind == kind and memory._index.recall is None
         assert len(memory.search(QUERIES[:1], k=5)[0]) == documents
+
+
+def filled(path, kind, n=N - 50):
+    """A memory with an index that was saved, opened again."""
+    with FaissMemory(path) as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS[:n], VECTORS[:n])
+        memory.reindex(kind)
+    return FaissMemory(path)
+
+
+def saved(path):
+    (file,) = path.glob("index-*.faiss")
+    return file
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq"])
+@pytest.mark.parametrize("gone", [False, True])
+def test_few_new_documents_are_scanned_and_many_enter_the_index(tmp_path, kind, gone, monkeypatch):
+    monkeypatch.setattr(approximate, "LATE", 20)
+    state = {document.id: vector for document, vector in zip(DOCUMENTS, VECTORS, strict=True)}
+    with filled(tmp_path, kind) as memory:
+        before = saved(tmp_path).name
+        memory.add(DOCUMENTS[-50:-40], VECTORS[-50:-40])
+        assert_finds(memory, {id: state[id] for id in list(state)[:-40]}, kind)
+        made = memory._index
+        assert made.file is not None and made.faiss.ntotal == N - 50
+        # What is new is found like all others: with filters, without what is excluded, and after it was removed.
+        for number in range(N - 50, N - 40):
+            query = VECTORS[number : number + 1]
+            assert memory.search(query, k=1)[0][0].id == f"d{number:04d}"
+            assert memory.search(query, k=1, where={"n": number})[0][0].id == f"d{number:04d}"
+            assert memory.search(query, k=1, exclude=[[f"d{number:04d}"]])[0][0].id != f"d{number:04d}"
+        memory.delete(["d1451"])
+        assert memory.search(VECTORS[1451:1452], k=1)[0][0].id != "d1451"
+    assert saved(tmp_path).name == before  # it is not written anew for so few
+    del state["d1451"]
+    with FaissMemory(tmp_path) as memory:
+        assert_finds(memory, {id: state[id] for id in list(state)[:-40]}, kind)
+        if gone:  # another process has put one of its own in its place
+            saved(tmp_path).unlink()
+        memory.add(DOCUMENTS[-40:], VECTORS[-40:])
+        assert_finds(memory, state, kind)
+        assert memory._index.file is None and memory._index.faiss.ntotal == N
+    with FaissMemory(tmp_path) as memory:
+        assert_finds(memory, state, kind)
+        assert memory._index.faiss.ntotal == N and saved(tmp_path).name != before and not memory.verify()
+
+
+def test_a_lost_index_file_is_written_again(tmp_path):
+    with filled(tmp_path, "ivf") as memory:
+        memory.refresh()
+        saved(tmp_path).unlink()
+        memory.add(DOCUMENTS[-5:], VECTORS[-5:])
+        memory.flush()
+        assert memory._index.faiss.ntotal == N - 45 and not memory.verify()
+
+
+@pytest.mark.parametrize("below", [2**63, N - 50, 5])  # labels that are none, that are others', that are few
+def test_damage_in_the_cells_of_an_index_gives_no_wrong_answer(tmp_path, below, monkeypatch):
+    filled(tmp_path, "ivf").close()
+    monkeypatch.setattr(approximate, "LATE", 0)
+    data, rng = bytearray(saved(tmp_path).read_bytes()), np.random.default_rng(0)
+    cells = (N - 50) * (2 * DIM + 8)
+    data[-cells:] = rng.integers(0, below, cells // 8).tobytes()
+    saved(tmp_path).write_bytes(data)
+    with FaissMemory(tmp_path) as memory:
+        for k in (1, 10, 100):
+            for query, hits in zip(QUERIES, memory.search(QUERIES, k=k), strict=True):
+                assert len({hit.id for hit in hits}) == k
+                for hit in hits:
+                    assert hit.score == pytest.approx(float(VECTORS[int(hit.id[1:])] @ query), abs=1e-6)
+        assert memory.verify() == ["The snapshot of the index is damaged; compacting the memory builds it anew."]
+        memory.add(DOCUMENTS[-50:], VECTORS[-50:])
+        with pytest.raises(MemoryCorrupt, match="does not match its checksum"):
+            memory.search(QUERIES, k=1)
+        memory.compact()
+        assert not memory.verify()
+        assert_finds(memory, {document.id: vector for document, vector in zip(DOCUMENTS, VECTORS, strict=True)}, "ivf")
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq"])
+@pytest.mark.parametrize("damage", ["first", "last of the head", "shorter", "longer", "empty"])
+def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog):
+    filled(tmp_path, kind).close()
+    path = saved(tmp_path)
+    data = bytearray(path.read_bytes())
+    head = json.loads((tmp_path / "index.json").read_text())["index"]["head"]
+    place = {"first": 0, "last of the head": head - 1}.get(damage)
+    if place is not None:
+        data[place] ^= 1
+    path.write_bytes({"shorter": data[:-1], "longer": data + b"0", "empty": b""}.get(damage, data))
+    with FaissMemory(tmp_path) as memory:
+        memory.refresh()
+        assert "is passed over" in caplog.text and memory._index.kind == kind
+        assert_finds(memory, {document.id: VECTORS[n] for n, document in enumerate(DOCUMENTS[: N - 50])}, kind)

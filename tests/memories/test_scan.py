@@ -7,9 +7,18 @@ import pytest
 
 from racm3.errors import MemoryCorrupt
 from racm3.memories import scan
-from racm3.memories.segment import Segment, mapped, write
+from racm3.memories.names import id_of, slots
+from racm3.memories.segment import Segment, joined, mapped, write
 
 DIM = 24
+
+
+def segment(seqs, vectors):
+    return Segment(np.array(seqs), vectors, slots([b"%d" % seq for seq in seqs]))
+
+
+def ids_of(names):
+    return [id_of(slot.tobytes()) for slot in names]
 
 
 def unit(vectors):
@@ -48,13 +57,13 @@ def segments(vectors, tmp_path, sizes):
     """Some of them mapped, the last in memory."""
     made, start = [], 0
     for size in sizes:
-        made.append(Segment(np.arange(start, start + size) + 1, vectors[start : start + size]))
+        made.append(segment(np.arange(start, start + size) + 1, vectors[start : start + size]))
         start += size
-    for place, segment in enumerate(made[:-1]):
+    for place, one in enumerate(made[:-1]):
         path = tmp_path / str(place)
         with path.open("wb") as file:
-            sha256 = write([(segment, None)], file)
-        made[place] = mapped(path, len(segment), DIM, sha256)
+            sha256 = write([(one, None)], file)
+        made[place] = mapped(path, len(one), DIM, one.names.shape[1], sha256)
     return made
 
 
@@ -91,38 +100,63 @@ def test_few_more_than_the_best_are_candidates(tmp_path, queries):
 
 def test_a_segment_is_read_as_it_was_written(tmp_path):
     vectors = unit(random(np.random.default_rng(0), 50))
-    whole, kept = Segment(np.arange(1, 51) * 3, vectors), np.arange(50) % 3 > 0
+    whole, kept = segment(np.arange(1, 51) * 3, vectors), np.arange(50) % 3 > 0
     with (tmp_path / "rows").open("wb") as file:
-        write(
-            [(Segment(whole.seqs[:20], vectors[:20]), kept[:20]), (Segment(whole.seqs[20:], vectors[20:]), None)], file
-        )
+        pieces = segment(whole.seqs[:20], vectors[:20]), segment(whole.seqs[20:], vectors[20:])
+        write([(pieces[0], kept[:20]), (pieces[1], None)], file)
     kept[20:] = True
-    found = mapped(tmp_path / "rows", int(kept.sum()), DIM, "")
+    found = mapped(tmp_path / "rows", int(kept.sum()), DIM, whole.names.shape[1], "")
     assert np.array_equal(found.seqs, whole.seqs[kept]) and np.array_equal(found.vectors, vectors[kept])
     assert np.array_equal(found.halves, vectors[kept].astype(np.float16))
+    assert ids_of(found.names) == [str(seq) for seq in found.seqs]
+
+
+@pytest.mark.parametrize("widths", [(8, 16), (16, 8), (16, 0)])
+def test_ids_of_any_length_lie_beside_their_vectors(tmp_path, widths):
+    vectors = unit(random(np.random.default_rng(0), 4))
+    longs = {8: [b"a", b"b"], 16: [b"longer", b"x" * 10], 0: [b"z" * 123, b"y" * 500]}  # the last have no slot
+    parts = [
+        (Segment(np.arange(2) + 1 + 2 * place, vectors[2 * place :][:2], slots(longs[width])), None)
+        for place, width in enumerate(widths)
+    ]
+    expected = [None if width == 0 else id.decode() for width in widths for id in longs[width]]
+    with (tmp_path / "rows").open("wb") as file:
+        write(parts, file)
+    found = mapped(tmp_path / "rows", 4, DIM, 16, "")
+    assert ids_of(joined(parts).names) == ids_of(found.names) == ids_of(found.at(np.arange(4)).names) == expected
+    assert np.array_equal(found.at(np.array([3, 1])).vectors, vectors[[3, 1]])
+
+
+def test_an_id_that_has_rotted_is_none():
+    (slot,) = slots([b"cat-01"])
+    assert id_of(slot.tobytes()) == "cat-01"
+    for bit in range(8 * 12):  # check, length and id
+        rotten = np.unpackbits(slot)
+        rotten[bit] ^= 1
+        assert id_of(np.packbits(rotten).tobytes()) is None
 
 
 @pytest.mark.parametrize("rows", [0, 9, 11, -10, 2**40])
 def test_a_file_of_another_size_is_no_segment(tmp_path, rows):
     with (tmp_path / "rows").open("wb") as file:
-        write([(Segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
+        write([(segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
     with pytest.raises(ValueError, match="size"):
-        mapped(tmp_path / "rows", rows, DIM, "")
+        mapped(tmp_path / "rows", rows, DIM, 8, "")
 
 
 @pytest.mark.parametrize("seqs", [[0, 1], [2, 2], [3, 1]])
 def test_numbers_that_do_not_ascend_are_no_segment(tmp_path, seqs):
     with (tmp_path / "rows").open("wb") as file:
-        write([(Segment(np.array(seqs), unit(random(np.random.default_rng(0), 2))), None)], file)
+        write([(segment(np.array(seqs), unit(random(np.random.default_rng(0), 2))), None)], file)
     with pytest.raises(ValueError, match="ascend"):
-        mapped(tmp_path / "rows", 2, DIM, "")
+        mapped(tmp_path / "rows", 2, DIM, 8, "")
 
 
 def test_a_file_that_has_become_shorter_is_an_error_of_ours(tmp_path):
     path = tmp_path / "rows"
     with path.open("wb") as file:
-        write([(Segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
-    found = mapped(path, 10, DIM, "")
+        write([(segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
+    found = mapped(path, 10, DIM, 8, "")
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(MemoryCorrupt, match="shorter"):
         found.at(np.array([0, 9]))

@@ -23,11 +23,13 @@ import numpy as np
 
 from ..errors import MemoryStoreError, nearest
 from . import scan
-from .index import VectorIndex
+from .index import Found, VectorIndex
 from .segment import ROWS
 
 if TYPE_CHECKING:
     import faiss
+
+    from .faiss_file import FaissFile
 
 NAMES = ("exact", "hnsw", "ivf", "ivf-pq", "auto")
 AS_HALVES = ("hnsw", "ivf")  # whose vectors are float16, so that their scores are nearly exact
@@ -41,6 +43,7 @@ GAIN = 0.002  # in that share, for which it is worth looking twice as far
 MOST = 1024  # cells that are scanned, or candidates that a search of the graph keeps
 WIDTH = 128  # candidates of compressed vectors, at least
 OVERFETCH = 10  # how many times more than wanted is scored again
+LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
 
@@ -78,7 +81,9 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
     made, sampled = _made(kind, index.dim, len(index.seqs))
     if not made.is_trained:
         rng = np.random.default_rng(0)
-        made.train(index.vectors(np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))))
+        made.train(
+            index.records(np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))).vectors
+        )
     for segment in index.segments:
         for start in range(0, len(segment), ROWS):
             made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
@@ -107,16 +112,25 @@ def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
 class ApproximateIndex(VectorIndex):
     """An index of FAISS that finds candidates, beside the vectors, by which what it finds is scored exactly.
 
-    index: the exact one that it is made of; faiss: over the same documents, its labels being the rows. effort: how far it
-    looks, in cells or in candidates of the graph. recall: what share it was measured to find with it; None: not measured.
+    index: the exact one that it is made of; faiss: over the same documents, its labels being the rows, except for `LATE` at
+    the end at most. effort: how far it looks, in cells or in candidates of the graph. recall: what share it was measured to
+    find with it; None: not measured. file: that `faiss` is mapped from; None: it is in memory.
     """
 
     def __init__(
-        self, kind: str, index: VectorIndex, faiss: faiss.Index, *, effort: int = 4, recall: float | None = None
+        self,
+        kind: str,
+        index: VectorIndex,
+        faiss: faiss.Index,
+        *,
+        effort: int = 4,
+        recall: float | None = None,
+        file: FaissFile | None = None,
     ) -> None:
         super().__init__(index.dim, index.segments)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
-        self.kind, self.faiss, self.effort, self.recall = kind, faiss, effort, recall
+        self.kind, self.faiss, self.effort, self.recall, self.file = kind, faiss, effort, recall, file
+        self._late = np.empty((0, self.dim), dtype=np.float32)  # vectors of the documents that came after the others
 
     def tune(self) -> None:
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
@@ -125,43 +139,68 @@ class ApproximateIndex(VectorIndex):
         self.effort = NEIGHBOURS if self.kind == "hnsw" else 4
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
-        queries, itself = self._at(rows), list(rows[:, None])  # which every search finds
-        least = [scores.min() for scores, _ in self._scan(queries, NEAREST, None, itself)]
+        queries, itself = np.ascontiguousarray(self._at(rows).vectors), list(rows[:, None])  # which every search finds
+        least = [found.scores.min() for found in self._scan(queries, NEAREST, None, itself)]
         while True:
-            before, found = self.recall or 0, self._find(queries, NEAREST, None, itself)
+            before, answer = self.recall or 0, self._find(queries, NEAREST, None, itself)
             self.recall = float(
-                np.mean([np.mean(scores >= low) for (scores, _), low in zip(found, least, strict=True)])
+                np.mean([np.mean(found.scores >= low) for found, low in zip(answer, least, strict=True)])
             )
             if self.recall >= FOUND or self.recall < before + GAIN or self.effort >= MOST:
                 return
             self.effort *= 2
 
-    def append(self, seqs: np.ndarray, vectors: np.ndarray) -> None:
-        super().append(seqs, vectors)
-        self.faiss.add(vectors)
+    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray) -> None:
+        super().append(seqs, vectors, names)
+        if len(self.seqs) - self.faiss.ntotal > LATE:
+            self.take_in()
+
+    def take_in(self) -> None:
+        """Bring the documents that came after the others into FAISS's index, which is read into memory for it."""
+        if self.faiss.ntotal == len(self.seqs):
+            return
+        if self.file is not None:
+            self.faiss, self.file = self.file.whole(), None
+        for start in range(self.faiss.ntotal, len(self.seqs), ROWS):
+            self.faiss.add(np.ascontiguousarray(self._at(np.arange(start, min(start + ROWS, len(self.seqs)))).vectors))
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Found]:
         fetch = self._fetch(k) + max(map(len, excluded))
         if fetch > MAX_FETCH:
             yield from self._scan(queries, k, wanted, excluded)
             return
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
-        found = self.faiss.search(queries, min(fetch, len(self.seqs)), params=self._parameters(fetch, wanted))
+        indexed = self.faiss.ntotal
+        found = self.faiss.search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
-            near = rows >= 0
+            near = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
             if len(gone):
                 near &= ~np.isin(rows, gone)
             if wanted is not None:
                 near &= wanted[rows]
             rows, scores = rows[near], scores[near]
+            damaged = len(set(rows.tolist())) < len(rows)  # and so is a label that comes twice
             if self.kind in AS_HALVES and len(rows) > k:  # best first; what lies too far behind the k-th is not read
                 rows = rows[scores >= scores[k - 1] - scan.doubt(self.dim, rounded=1)]
-            if len(rows) < min(k, there - len(gone)):  # it did not look far enough
+            if len(self.seqs) > indexed:
+                rows = np.concatenate([rows, self._late_ones(query, k, wanted, gone)])
+            if damaged or len(rows) < min(k, there - len(gone)):  # it did not look far enough
                 yield from self._scan(query[None], k, wanted, [gone])
             else:
                 yield self._best(query, rows, k)
+
+    def _late_ones(self, query: np.ndarray, k: int, wanted: np.ndarray | None, gone: np.ndarray) -> np.ndarray:
+        """Those rows behind FAISS's that may be among the k best."""
+        first = self.faiss.ntotal
+        if len(self._late) < len(self.seqs) - first:
+            self._late = np.ascontiguousarray(self._at(np.arange(first, len(self.seqs))).vectors)
+        scores = self._late @ query
+        if wanted is not None:
+            scores[~wanted[first:]] = -np.inf
+        scores[gone[gone >= first] - first] = -np.inf
+        return first + scan.may_be_best(scores, k, self.dim)
 
     def _fetch(self, k: int) -> int:
         """How many candidates to ask for. Where scores are as good as exact, a few more than k leave room for ties."""

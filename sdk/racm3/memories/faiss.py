@@ -26,12 +26,14 @@ from ..errors import (
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
+from .answer import Answer
 from .approximate import NAMES, check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
 from .durable import make_folder, part_of
 from .index import VectorIndex
 from .journal import Journal, State, vectors_of
+from .names import slots
 from .vectors import unit_vectors
 from .verify import disagreements, problems
 from .where import parse
@@ -152,16 +154,11 @@ class FaissMemory(MemoryStore):
                 return [[] for _ in queries]
             allowed = None if condition is None else index.matching(condition, self._journal.seqs_having)
             excluded = [self._journal.seqs_named(names) for names in left_out]
-            found = [
-                (scores.tolist(), seqs.tolist())
-                for scores, seqs in index.nearest(queries, k, allowed=allowed, excluded=excluded)
+            found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
+            return [
+                Answer(self._journal, index.seqs[rows].tolist(), records).ranked(scores.tolist(), k)
+                for scores, rows, records in found
             ]
-            ids = self._journal.ids({seq for _, seqs in found for seq in seqs})
-            answer = []
-            for scores, seqs in found:
-                best = sorted((-score, ids[seq], seq) for score, seq in zip(scores, seqs, strict=True))[:k]
-                answer.append(self._hits(index, [(seq, id, -negative) for negative, id, seq in best]))
-            return answer
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it fails its checksum."""
@@ -201,8 +198,7 @@ class FaissMemory(MemoryStore):
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
             seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            ids = self._journal.ids(seqs.tolist())
-            return self._hits(index, [(seq, ids[seq], None) for seq in seqs.tolist()])
+            return Answer(self._journal, seqs.tolist(), index.records(seqs)).unranked()
 
     def delete(self, ids: Sequence[str]) -> int:
         ids = id_list(ids)
@@ -402,30 +398,13 @@ class FaissMemory(MemoryStore):
             for row in rows:
                 row.verify()
             seqs = np.array([row.seq for row in rows], dtype=np.int64)
-            index.append(seqs, vectors_of(rows, index.dim))
+            index.append(seqs, vectors_of(rows, index.dim), slots([row.id for row in rows]))
             told(index.last_seq - first)
             fresh += len(rows)
             if fresh >= HELD and self._folder is not None and self._keeps:
                 snapshot.spill(index, self._folder)
                 fresh = 0
         index.last_seq = state.last_seq
-
-    def _hits(self, index: VectorIndex, found: Sequence[tuple[int, str, float | None]]) -> list[Hit]:
-        """Hits, for documents by number, id and score; inside a transaction."""
-        seqs = [seq for seq, _, _ in found]
-        hashes = self._journal.hashes(seqs)
-
-        def hit(seq: int, id: str, score: float | None, vector: np.ndarray) -> Hit:
-            def load() -> Document:
-                with self._journal.reading():
-                    for row in self._journal.rows_of([seq]):
-                        return self._journal.document(row)
-                raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
-
-            return Hit(id=id, score=score, vector=vector, hashes=hashes.get(seq, ()), load=load)
-
-        vectors = index.vectors(np.array(seqs, dtype=np.int64))
-        return [hit(*one, vector) for one, vector in zip(found, vectors, strict=True)]
 
 
 def _add_snapshot(folder: Path) -> None:

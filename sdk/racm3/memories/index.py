@@ -1,4 +1,4 @@
-"""The rebuildable part of a memory: the vectors of its documents, and an exact search of them by inner product.
+"""The rebuildable part of a memory: vectors and ids of its documents, and an exact search of them by inner product.
 
 Documents go by the journal's sequence numbers. Removed ones stay as tombstones until `compacted()`.
 """
@@ -6,12 +6,13 @@ Documents go by the journal's sequence numbers. Removed ones stay as tombstones 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from . import scan
-from .segment import Part, Segment, joined
+from .names import widened
+from .segment import Part, Records, Segment, joined
 from .where import Condition, Having, evaluate
 
 SCAN = 4096  # up to so many candidates a plain product is quickest
@@ -21,10 +22,18 @@ FILTERS = 16  # of which the documents are remembered, in a byte a document each
 Ask: TypeAlias = Callable[[Having, int], np.ndarray]  # the numbers above one of the documents that have a value
 
 
-class VectorIndex:
-    """Vectors by sequence number, as far as (`last_seq`, `generation`) of the journal.
+class Found(NamedTuple):
+    """What was found for a query. scores: float32 [m]. rows: int64 [m]. records: of the m documents."""
 
-    segments: the vectors; what is added becomes the last of them. seqs: their numbers, int64 [rows], ascending.
+    scores: np.ndarray
+    rows: np.ndarray
+    records: Records
+
+
+class VectorIndex:
+    """Vectors and ids by sequence number, as far as (`last_seq`, `generation`) of the journal.
+
+    segments: these; what is added becomes the last of them. seqs: their numbers, int64 [rows], ascending.
     """
 
     kind = "exact"
@@ -54,9 +63,10 @@ class VectorIndex:
         ends = np.cumsum([len(segment) for segment in self.segments])
         return list(zip(self.segments, np.split(self._alive, ends[:-1]), strict=True))
 
-    def append(self, seqs: np.ndarray, vectors: np.ndarray) -> None:
-        """Take in new documents: seqs int64 [n], ascending and above all others; vectors float32 [n, dim]."""
-        self.segments.append(Segment(seqs, vectors))
+    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray) -> None:
+        """Take in new documents: seqs int64 [n], ascending and above all others; vectors float32 [n, dim]; the slots of
+        their ids, uint8 [n, width]."""
+        self.segments.append(Segment(seqs, vectors, names))
         # In memory each is larger than the next: so there are few of them, and few copies are made.
         while len(self.segments) > 1 and self.segments[-2].path is None and _alike(*self.segments[-2:]):
             self.segments[-2:] = [joined([(segment, None) for segment in self.segments[-2:]])]
@@ -87,8 +97,8 @@ class VectorIndex:
         index.last_seq, index.generation = self.last_seq, self.generation
         return index
 
-    def vectors(self, seqs: np.ndarray) -> np.ndarray:
-        """Copies of stored vectors: float32 [n, dim]."""
+    def records(self, seqs: np.ndarray) -> Records:
+        """Copies of what is stored of documents, by number (int64 [n])."""
         return self._at(np.searchsorted(self.seqs, seqs))
 
     def matching(self, condition: Condition, ask: Ask) -> np.ndarray:
@@ -110,9 +120,9 @@ class VectorIndex:
 
     def nearest(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each query (float32 [n, dim]), every document whose score is at least the k-th best: (scores float32 [m],
-        seqs int64 [m]), m >= k where there are so many, in no particular order. The caller breaks ties.
+    ) -> list[Found]:
+        """For each query (float32 [n, dim]), every document whose score is at least the k-th best, k or more where there are
+        so many, in no particular order. The caller breaks ties.
 
         allowed: bool [rows], only these; None: all. excluded: for each query, not these numbers (int64).
         """
@@ -120,24 +130,23 @@ class VectorIndex:
         left_out = [self._rows_of(seqs) for seqs in excluded]
         pool = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         if not pool:
-            return [(np.empty(0, np.float32), np.empty(0, np.int64)) for _ in queries]
+            return [self._best(query, np.empty(0, np.int64), k) for query in queries]
         find = self._look_at_all if pool <= SCAN else self._scan if allowed is not None else self._find
-        answer = []
+        answer = list[Found]()
         for start in range(0, len(queries), QUERIES):
             block = slice(start, start + QUERIES)
-            for scores, rows in find(queries[block], k, wanted, left_out[block]):
-                answer.append((scores, self.seqs[rows]))
+            answer += find(queries[block], k, wanted, left_out[block])
         return answer
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Scores and rows at least as good as the k-th best, without a filter."""
+    ) -> Iterator[Found]:
+        """What is at least as good as the k-th best, without a filter."""
         return self._scan(queries, k, wanted, excluded)
 
     def _scan(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Found]:
         """The same, exact, among many."""
         found = scan.candidates(self.segments, queries, k, wanted=wanted, excluded=excluded)
         for query, rows in zip(queries, found, strict=True):
@@ -145,41 +154,42 @@ class VectorIndex:
 
     def _look_at_all(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]
-    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    ) -> Iterator[Found]:
         """The same, exact, among few."""
         pool = np.arange(len(self.seqs)) if wanted is None else np.flatnonzero(wanted)
         whole = wanted is None and len(self.segments) == 1  # and needs no copy
-        vectors = self.segments[0].vectors if whole else self._at(pool)
-        for query, scores, gone in zip(queries, queries @ vectors.T, excluded, strict=True):
+        records = Records(self.segments[0].vectors, self.segments[0].names) if whole else self._at(pool)
+        for query, scores, gone in zip(queries, queries @ records.vectors.T, excluded, strict=True):
             near = ~np.isin(pool, gone) if len(gone) else np.ones(len(pool), dtype=bool)
             if np.count_nonzero(near) > k:
                 near &= scores >= np.partition(scores[near], -k)[-k] - scan.slack(self.dim)
-            yield self._best(query, pool[near], k, vectors[near])
+            yield self._best(query, pool[near], k, Records(records.vectors[near], records.names[near]))
 
-    def _best(
-        self, query: np.ndarray, rows: np.ndarray, k: int, vectors: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Of candidates, the exact scores and the rows of those that are at least as good as the k-th best."""
-        # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
-        if vectors is None:
-            pieces = [np.einsum("nd,d->n", self._at(some), query) for some in _pieces(rows)]
-            scores = np.concatenate([np.empty(0, np.float32), *pieces])
+    def _best(self, query: np.ndarray, rows: np.ndarray, k: int, records: Records | None = None) -> Found:
+        """Of candidates those that are at least as good as the k-th best, with exact scores."""
+        if records is None and len(rows) > SCAN:  # too many to hold the vectors of all of them
+            scores = np.concatenate([_scores(self._at(some), query) for some in _pieces(rows)])
         else:
-            scores = np.einsum("nd,d->n", vectors, query)
+            records = self._at(rows) if records is None else records
+            scores = _scores(records, query)
         if len(rows) > k:
             chosen = scores >= np.partition(scores, -k)[-k]
             scores, rows = scores[chosen], rows[chosen]
-        return scores, rows
+            records = records and Records(records.vectors[chosen], records.names[chosen])
+        return Found(scores, rows, self._at(rows) if records is None else records)
 
-    def _at(self, rows: np.ndarray) -> np.ndarray:
-        """Copies of the vectors of rows (int64 [n]): float32 [n, dim]."""
+    def _at(self, rows: np.ndarray) -> Records:
+        """Copies of the records of rows (int64 [n])."""
         if len(self.segments) == 1:
             return self.segments[0].at(rows)
-        found, start = np.empty((len(rows), self.dim), dtype=np.float32), 0
+        width = max((segment.names.shape[1] for segment in self.segments), default=0)
+        found = Records(np.empty((len(rows), self.dim), dtype=np.float32), np.empty((len(rows), width), dtype=np.uint8))
+        start = 0
         for segment in self.segments:
             here = (rows >= start) & (rows < start + len(segment))
             if here.any():
-                found[here] = segment.at(rows[here] - start)
+                vectors, names = segment.at(rows[here] - start)
+                found.vectors[here], found.names[here] = vectors, widened(names, width)
             start += len(segment)
         return found
 
@@ -189,6 +199,12 @@ class VectorIndex:
             return np.empty(0, dtype=np.int64)
         rows = np.minimum(np.searchsorted(self.seqs, seqs), max(0, len(self.seqs) - 1))
         return rows[self.seqs[rows] == seqs] if len(self.seqs) else rows[:0]
+
+
+def _scores(records: Records, query: np.ndarray) -> np.ndarray:
+    """Exact inner products: float32 [n]."""
+    # einsum adds every row in the same order, wherever it stands, so that equal vectors tie; BLAS does not.
+    return np.einsum("nd,d->n", records.vectors, query)
 
 
 def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:

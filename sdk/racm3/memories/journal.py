@@ -34,6 +34,15 @@ METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 # Of documents, as in `Row`; what is in a damaged table may be in another order.
 COLUMNS = "seq, id, content_hash, metadata, vector, checksum"
+PARTS = (
+    "SELECT hash, is_image, data, checksum FROM parts JOIN contents ON key = content WHERE seq = ? ORDER BY position"
+)
+# Both at once, since a statement takes longer than what it reads; nothing beside the document where its parts are gone.
+READ = """
+SELECT documents.seq, id, content_hash, metadata, vector, documents.checksum, hash, is_image, data, contents.checksum
+FROM documents LEFT JOIN parts ON parts.seq = documents.seq LEFT JOIN contents ON key = content
+WHERE documents.seq = ? ORDER BY position
+"""
 
 
 class State(NamedTuple):
@@ -201,33 +210,24 @@ class Journal(Database):
         """Documents by sequence number, in no particular order."""
         return [Row(*row) for row in self.select(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))]
 
+    def read(self, seq: int) -> Document | None:
+        """The document of a number, checked; None when it is gone. Raises as `document` does."""
+        found = self.connection.execute(READ, (seq,)).fetchall()
+        return self._made(Row(*found[0][:6]), [columns[6:] for columns in found]) if found else None
+
     def document(self, row: Row) -> Document:
         """The document of a row, checked. Raises `MemoryCorrupt`, naming it, when it is not what was written."""
+        return self._made(row, self.connection.execute(PARTS, (row.seq,)))
+
+    def _made(self, row: Row, parts: Iterable[tuple[Any, ...]]) -> Document:
         row.verify()
         try:
-            document = Document(self._parts(row), id=row.name, metadata=json.loads(row.metadata))
+            document = Document(_shown(parts, row), id=row.name, metadata=json.loads(row.metadata))
         except (InvalidDocument, TypeError, ValueError) as error:
             raise corrupt(row.name) from error
         if document.content_hash != row.content_hash.hex():
             raise corrupt(row.name)
         return document
-
-    def _parts(self, row: Row) -> Iterator[Text | Image]:
-        for hash, kind, data, check in self.connection.execute(
-            "SELECT lower(hex(hash)), is_image, data, checksum FROM parts JOIN contents ON key = content"
-            " WHERE seq = ? ORDER BY position",
-            (row.seq,),
-        ):
-            if not matches(check, KINDS.get(kind), data):
-                raise ValueError("A part does not match its checksum.")
-            part: Text | Image
-            if kind == TEXT:
-                part = Text(data.decode("utf-8", "surrogatepass"))
-            else:
-                part = Image.restore(data, hash) if kind == IMAGE else in_file(data, hash, f"document {row.name!r}")
-            if part.content_hash != hash:  # by which a search leaves it out
-                raise ValueError("A part is not what its hash names.")
-            yield part
 
     def set_encoder(self, encoder: Encoder) -> None:
         known = [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]
@@ -370,6 +370,22 @@ class Journal(Database):
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
         return [(row, hash) for row, hash in rows if hash in hashes]
+
+
+def _shown(parts: Iterable[tuple[Any, ...]], row: Row) -> Iterator[Text | Image]:
+    """The parts of a document, by what `PARTS` selects. Raises `ValueError` where they are not what was written."""
+    for hash, kind, data, check in parts:
+        if not isinstance(hash, bytes) or not matches(check, KINDS.get(kind), data):
+            raise ValueError("A part does not match its checksum.")
+        name = hash.hex()
+        part: Text | Image
+        if kind == TEXT:
+            part = Text(data.decode("utf-8", "surrogatepass"))
+        else:
+            part = Image.restore(data, name) if kind == IMAGE else in_file(data, name, f"document {row.name!r}")
+        if part.content_hash != name:  # by which a search leaves it out
+            raise ValueError("A part is not what its hash names.")
+        yield part
 
 
 def fields_of(metadata: Metadata) -> set[Field]:

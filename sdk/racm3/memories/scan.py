@@ -65,16 +65,16 @@ def _of_one(
         rows = np.flatnonzero(wanted)
         scores = _joined([_product(vectors, query) for vectors in _picked(segments, rows)])
         scores[np.isin(rows, excluded)] = -np.inf
-        return rows[_may_be_best(scores, k, len(query))]
+        return rows[may_be_best(scores, k, len(query))]
     scores = _joined([_product(_readily(segment), query) for segment in segments])
     if wanted is not None:
         np.putmask(scores, ~wanted, -np.inf)
     scores[excluded] = -np.inf
-    return _may_be_best(scores, k, len(query))
+    return may_be_best(scores, k, len(query))
 
 
-def _may_be_best(scores: np.ndarray, k: int, dim: int) -> np.ndarray:
-    """Where the approximate scores stand that may be among the k best."""
+def may_be_best(scores: np.ndarray, k: int, dim: int) -> np.ndarray:
+    """Where those of approximate scores (float32 [n]) stand that may be among the k best: int64 [m]."""
     k = min(k, len(scores))
     group = _group(len(scores), k)
     best = scores if group == 1 else scores[: len(scores) // group * group].reshape(-1, group).max(axis=1)

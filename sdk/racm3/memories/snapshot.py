@@ -5,8 +5,8 @@ A snapshot only saves time. Every file is written to a temporary file, fsynced, 
 changed; whatever is missing, torn, stale or not ours is passed over, and the index is built from the journal. What came
 since the last snapshot is written as a segment of its own, joined with those before it that are not much larger.
 
-Opening maps the segments. Of large ones it checks the size and the numbers alone, so that it takes milliseconds whatever
-there is; `damaged` reads them all.
+Opening maps all of them, and takes milliseconds whatever there is: of large segments it checks the size and the numbers
+alone, and of FAISS's inverted files everything but what is in the cells. `damaged` reads them all.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from ..errors import MemoryStoreError
 from .approximate import ApproximateIndex, made_of
 from .durable import publish
+from .faiss_file import FaissFile, opened
+from .faiss_file import mapped as mapped_faiss
+from .faiss_file import write as write_faiss
 from .index import VectorIndex
 from .journal import State
 from .segment import Part, Segment, mapped, write
 
-if TYPE_CHECKING:
-    import faiss
-
-FORMAT = 2
+FORMAT = 3
 HEADER = "index.json"
 CHECKED = 2**24  # bytes; a segment up to so large is read and compared with its checksum when it is opened
 ABANDONED = 3600  # seconds after which a temporary file is nobody's
@@ -73,7 +73,7 @@ def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
     segments, made = [], header["index"]
     for entry in header["segments"]:
         path = folder / Path(entry["file"]).name
-        segments.append(mapped(path, entry["rows"], header["dim"], entry["sha256"]))
+        segments.append(mapped(path, entry["rows"], header["dim"], entry["width"], entry["sha256"]))
         if path.stat().st_size <= CHECKED:
             _check(path, entry["sha256"])
     index = VectorIndex(header["dim"], segments)
@@ -83,15 +83,10 @@ def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
     index.remove(np.array(header["removed"], dtype=np.int64))
     if made is None:
         return index
-    import faiss
-
-    # faiss trusts what it reads, so that a torn file must not reach it.
-    path = folder / Path(made["file"]).name
-    _check(path, made["sha256"])
-    found = faiss.read_index(str(path))
-    if (found.ntotal, found.d) != (len(index.seqs), index.dim):
-        raise ValueError(f"{path.name} is of other vectors")
-    return ApproximateIndex(made["kind"], index, found, effort=made["effort"], recall=made["recall"])
+    file = opened(folder, made)
+    if file.index.ntotal > len(index.seqs) or file.index.d != index.dim:
+        raise ValueError(f"{file.path.name} is of other vectors")
+    return ApproximateIndex(made["kind"], index, file.index, effort=made["effort"], recall=made["recall"], file=file)
 
 
 def damaged(folder: Path) -> bool:
@@ -121,7 +116,12 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
             "generation": index.generation,
             "dim": index.dim,
             "segments": [
-                {"file": segment.path.name, "rows": len(segment), "sha256": segment.sha256}
+                {
+                    "file": segment.path.name,
+                    "rows": len(segment),
+                    "width": segment.names.shape[1],
+                    "sha256": segment.sha256,
+                }
                 for segment in index.segments
                 if segment.path is not None
             ],
@@ -129,15 +129,8 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
             "index": None,
         }
         if isinstance(index, ApproximateIndex):
-            made = index.faiss
-            path, sha256 = _published(folder, "index-{}.faiss", lambda file: _write(made, file))
-            header["index"] = {
-                "kind": index.kind,
-                "effort": index.effort,
-                "recall": index.recall,
-                "file": path.name,
-                "sha256": sha256,
-            }
+            file = _kept(index, folder)
+            header["index"] = {"kind": index.kind, "effort": index.effort, "recall": index.recall, **file.entry}
         header["checksum"] = _checksum(header)
         before, part = _header(folder), _part(folder)
         if before is not None:
@@ -172,7 +165,19 @@ def _stored(parts: list[Part], folder: Path) -> Segment:
     """Parts of segments as one on disk."""
     path, sha256 = _published(folder, "vectors-{}.rows", lambda file: write(parts, file))
     rows = sum(len(segment) if kept is None else int(np.count_nonzero(kept)) for segment, kept in parts)
-    return mapped(path, rows, parts[0][0].vectors.shape[1], sha256)
+    width = max(segment.names.shape[1] for segment, _ in parts)
+    return mapped(path, rows, parts[0][0].vectors.shape[1], width, sha256)
+
+
+def _kept(index: ApproximateIndex, folder: Path) -> FaissFile:
+    """The file of FAISS's index, which is written anew unless it is there and lacks a few documents at most."""
+    if index.file is None or index.file.path.parent != folder or not index.file.path.exists():
+        index.take_in()
+        made = index.faiss
+        path, sha256 = _published(folder, "index-{}.faiss", lambda file: write_faiss(made, file))
+        index.file = mapped_faiss(made, path, sha256)
+        index.faiss = index.file.index
+    return index.file
 
 
 def _published(folder: Path, name: str, write: Callable[[BinaryIO], str]) -> tuple[Path, str]:
@@ -201,21 +206,6 @@ def _clean(folder: Path, named: set[Path], old: set[Path | None]) -> None:
                 path.unlink()
 
 
-def _write(index: faiss.Index, file: BinaryIO) -> str:
-    """Write an index, and return its SHA-256. Not by faiss: it takes no notice when closing a file fails, as on a full
-    disk, and a torn file would get a checksum of its own."""
-    import faiss
-
-    digest = hashlib.sha256()
-
-    def put(data: bytes) -> None:
-        digest.update(data)
-        file.write(data)
-
-    faiss.write_index(index, faiss.PyCallbackIOWriter(put))  # type: ignore[attr-defined]
-    return digest.hexdigest()
-
-
 def discard(folder: Path) -> None:
     """Remove the snapshot of a folder."""
     with _said(folder):
@@ -239,7 +229,7 @@ def _header(folder: Path) -> dict[str, Any] | None:
         if header["format"] != FORMAT or header["checksum"] != _checksum(header):
             return None
         numbers = [header[name] for name in ("last_seq", "generation", "dim")]
-        numbers += [entry["rows"] for entry in header["segments"]] + header["removed"]
+        numbers += [entry[name] for entry in header["segments"] for name in ("rows", "width")] + header["removed"]
         _files(folder, header)
         return header if all(type(number) is int for number in numbers) else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

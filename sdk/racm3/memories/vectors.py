@@ -15,6 +15,8 @@ def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     Raises `DimensionMismatch` for another width, and `MemoryStoreError` for what is not numbers, not two-dimensional, not
     finite or not of unit norm, naming the first bad row.
     """
+    if _is_one(vectors, dim):
+        return vectors
     try:
         given = np.asarray(vectors)
         if given.size and given.dtype.kind not in "fiu":
@@ -44,3 +46,15 @@ def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
             "Divide each by its L2 norm: vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True).",
         )
     return rows
+
+
+def _is_one(vectors: np.ndarray, dim: int | None) -> bool:
+    """Whether this is one sound vector, as for a search, which need not be looked at more closely."""
+    return (
+        type(vectors) is np.ndarray
+        and vectors.dtype == np.float32
+        and vectors.ndim == 2
+        and vectors.shape == (1, dim or vectors.shape[1])
+        and vectors.flags.c_contiguous
+        and abs(float(np.vdot(vectors, vectors)) - 1) <= UNIT_NORM  # the norm itself is nearer still
+    )

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import MemoryCorrupt
 from .journal import Journal, fields_of, vectors_of
+from .names import id_of
 
 if TYPE_CHECKING:
     from ..interfaces import Progress
@@ -68,8 +69,11 @@ def disagreements(journal: Journal, index: VectorIndex) -> Iterator[str]:
         return
     after = 0
     while rows := journal.rows(after=after, last=index.last_seq):
-        kept = index.vectors(np.array([row.seq for row in rows], dtype=np.int64))
-        for row, same in zip(rows, (kept == vectors_of(rows, index.dim)).all(axis=1), strict=True):
-            if not same:
+        kept = index.records(np.array([row.seq for row in rows], dtype=np.int64))
+        same = (kept.vectors == vectors_of(rows, index.dim)).all(axis=1)
+        for row, vector, slot in zip(rows, same, kept.names, strict=True):
+            if not vector:
                 yield f"The index holds another vector of document {row.name!r}."
+            if id_of(slot.tobytes()) not in (row.name, None):
+                yield f"The index holds another id of document {row.name!r}."
         after = rows[-1].seq

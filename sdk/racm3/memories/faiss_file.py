@@ -1,0 +1,103 @@
+"""An index of FAISS in a file: written with what it takes to check it, and mapped, so that opening it takes no time.
+
+FAISS trusts what it reads, and what is torn can end the process. Of an inverted file the cells lie at the end, and by these
+it cannot be led astray: they hold scores and labels. So opening checks what comes before them; of other kinds it checks all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from ..errors import MemoryCorrupt
+
+if TYPE_CHECKING:
+    import faiss
+
+LABEL = 8  # bytes
+CHUNK = 2**20
+
+
+class FaissFile:
+    """A file that is mapped. size: bytes; head: how many of them are checked when it is opened. It stays readable when
+    another process removes it. Raises `ValueError` when it is not what was written, `OSError`."""
+
+    def __init__(self, path: Path, *, size: int, sha256: str, head: int, head_sha256: str) -> None:
+        import faiss
+
+        self.path, self.size, self.sha256 = path, size, sha256
+        self._head = {"head": head, "head_sha256": head_sha256}
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+        if path.stat().st_size != size or not 0 < head <= size:
+            raise ValueError(f"{path.name} has not the size that it was written with")
+        self._check(head, head_sha256)
+        self.index: faiss.Index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+
+    @property
+    def entry(self) -> dict[str, Any]:
+        """What `opened` takes."""
+        return {"file": self.path.name, "bytes": self.size, "sha256": self.sha256, **self._head}
+
+    def whole(self) -> faiss.Index:
+        """The index in memory, where it can be added to: FAISS ends the process when something is added to a mapped one.
+        Raises `MemoryCorrupt` when the file has changed."""
+        import faiss
+
+        try:
+            self._check(self.size, self.sha256)
+            self._file.seek(0)
+            return faiss.read_index(faiss.PyCallbackIOReader(self._file.read, CHUNK))  # type: ignore[attr-defined]
+        except (OSError, ValueError) as error:
+            raise MemoryCorrupt(
+                f"The index file {self.path} cannot be read: {error}.", "Compact the memory: its index is built anew."
+            ) from error
+
+    def _check(self, length: int, sha256: str) -> None:
+        self._file.seek(0)
+        if _digest(self._file, length) != sha256:
+            raise ValueError(f"{self.path.name} does not match its checksum")
+
+
+def opened(folder: Path, entry: dict[str, Any]) -> FaissFile:
+    """The file that a header names."""
+    return FaissFile(
+        folder / Path(entry["file"]).name, size=entry["bytes"], sha256=entry["sha256"],
+        head=entry["head"], head_sha256=entry["head_sha256"],
+    )  # fmt: skip
+
+
+def write(index: faiss.Index, file: BinaryIO) -> str:
+    """Write an index, and return its SHA-256. Not by faiss: it takes no notice when closing a file fails, as on a full
+    disk, and a torn file would get a checksum of its own."""
+    import faiss
+
+    digest = hashlib.sha256()
+
+    def put(data: bytes) -> None:
+        digest.update(data)
+        file.write(data)
+
+    faiss.write_index(index, faiss.PyCallbackIOWriter(put))  # type: ignore[attr-defined]
+    return digest.hexdigest()
+
+
+def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
+    """The file that an index has just been written to."""
+    import faiss
+
+    size = path.stat().st_size
+    cells = faiss.try_extract_index_ivf(index)
+    head = size if cells is None else size - cells.ntotal * (cells.code_size + LABEL)
+    with path.open("rb") as file:
+        return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=_digest(file, head))
+
+
+def _digest(file: BinaryIO, length: int) -> str:
+    digest = hashlib.sha256()
+    while length and (data := file.read(min(CHUNK, length))):
+        digest.update(data)
+        length -= len(data)
+    return digest.hexdigest()
