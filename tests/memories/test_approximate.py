@@ -260,9 +260,13 @@ def test_few_new_documents_are_scanned_and_many_enter_the_index(tmp_path, kind, 
         memory.add(DOCUMENTS[-40:], VECTORS[-40:])
         assert_finds(memory, state, kind)
         assert memory._index.file is None and memory._index.faiss.ntotal == N
+        state["d0003"] = VECTORS[1451]
+        memory.add(DOCUMENTS[3:4], VECTORS[1451:1452], on_duplicate="replace")
+        assert_finds(memory, state, kind)
+        assert memory.search(VECTORS[1451:1452], k=1)[0][0].id == "d0003"
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, state, kind)
-        assert memory._index.faiss.ntotal == N and saved(tmp_path).name != before and not memory.verify()
+        assert memory._index.faiss.ntotal == N + 1 and saved(tmp_path).name != before and not memory.verify()
 
 
 def test_a_lost_index_file_is_written_again(tmp_path):

@@ -2,7 +2,7 @@
 
 format-2: DOCUMENTS and two more, in float32 and, from the fourth on, in float16; then "gone" was deleted, and "replaced"
 replaced, so that there are gaps in the numbers; with the snapshot of its index, one whole. format-2-segments: the same, its
-snapshot being in segments. export-1: the same, as shards.
+snapshot being in segments; format-2-ids: in segments that hold the ids. export-1: the same, as shards.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 from racm3.document import Document, Image
 from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
+from racm3.memories import snapshot
 from racm3.memories.faiss import FaissMemory
 
 DIM = 16
@@ -112,6 +113,13 @@ def test_a_document_that_is_gone_is_told(folder):
         assert hit.id == "d5"
         with pytest.raises(MemoryStoreError, match="'d5' was removed"):
             _ = hit.document
+
+
+def test_a_snapshot_that_seems_older_than_it_is_is_told(folder):
+    path = folder / "index.json"
+    path.write_text(path.read_text().replace(f'"format": {snapshot.FORMAT}', f'"format": {snapshot.FORMAT - 1}'))
+    with FaissMemory(folder, read_only=True) as memory:
+        assert memory.verify() == ["The snapshot of the index is damaged; compacting the memory builds it anew."]
 
 
 def test_a_snapshot_that_differs_is_told(folder):

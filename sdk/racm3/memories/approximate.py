@@ -161,6 +161,7 @@ class ApproximateIndex(VectorIndex):
             return
         if self.file is not None:
             self.faiss, self.file = self.file.whole(), None
+        self._late = self._late[:0]
         for start in range(self.faiss.ntotal, len(self.seqs), ROWS):
             self.faiss.add(np.ascontiguousarray(self._at(np.arange(start, min(start + ROWS, len(self.seqs)))).vectors))
 
@@ -194,7 +195,7 @@ class ApproximateIndex(VectorIndex):
     def _late_ones(self, query: np.ndarray, k: int, wanted: np.ndarray | None, gone: np.ndarray) -> np.ndarray:
         """Those rows behind FAISS's that may be among the k best."""
         first = self.faiss.ntotal
-        if len(self._late) < len(self.seqs) - first:
+        if len(self._late) != len(self.seqs) - first:
             self._late = np.ascontiguousarray(self._at(np.arange(first, len(self.seqs))).vectors)
         scores = self._late @ query
         if wanted is not None:

@@ -95,9 +95,10 @@ def damaged(folder: Path) -> bool:
         return False
     try:
         if (header := _header(folder)) is None:
-            return json.loads((folder / HEADER).read_text(encoding="utf-8")).get("format") not in range(1, FORMAT)
+            found = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+            return found["format"] not in range(1, FORMAT) or found["checksum"] != _checksum(found)
         return any(_sha256(path) != sha256 for path, sha256 in _files(folder, header))
-    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return True
 
 
