@@ -72,6 +72,15 @@ def test_another_index_is_made(folder, run):
     assert code == 1 and "No index 'hsnw'" in err and "Did you mean 'hnsw'?" in err
 
 
+def test_a_field_is_indexed_anew(folder, run):
+    code, out, _ = run("index-field", folder, "colour")
+    assert (code, out) == (0, f"{folder}: 2 documents are found by colour.\n")
+    code, out, _ = run("index-field", folder, "colour", "--json")
+    assert code == 0 and json.loads(out) == {"field": "colour", "documents": 2}
+    code, _, err = run("index-field", folder, "color")
+    assert code == 1 and "No document has a field 'color'" in err and "Did you mean 'colour'?" in err
+
+
 def test_a_memory_is_exported_and_imported(folder, tmp_path, run):
     code, out, _ = run("export", folder, tmp_path / "shards")
     assert (code, out) == (0, f"2 documents in 1 shards at {tmp_path / 'shards'}.\n")
@@ -115,12 +124,13 @@ def test_what_is_no_export_is_not_imported(folder, tmp_path, run):
     assert code == 1 and "There is no memory at" in err and not (tmp_path / "shards").exists()
 
 
-@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex"])
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex", "index-field"])
 def test_no_memory_is_made_where_none_is(tmp_path, run, command):
-    code, _, err = run(command, tmp_path / "nowhere")
+    more = ["colour"] if command == "index-field" else []
+    code, _, err = run(command, tmp_path / "nowhere", *more)
     assert code == 1 and "There is no memory at" in err and "racm3 index" in err
     assert not (tmp_path / "nowhere").exists()
     (tmp_path / "empty").mkdir()
-    code, _, err = run(command, tmp_path / "empty")
+    code, _, err = run(command, tmp_path / "empty", *more)
     assert code == 1 and "There is no memory at" in err
     assert list((tmp_path / "empty").iterdir()) == []

@@ -115,6 +115,39 @@ def test_a_document_that_is_gone_is_told(folder):
             _ = hit.document
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM tags",
+        "DELETE FROM tags WHERE seq = 6",
+        "UPDATE fields SET value = 77 WHERE value = 5",
+        "INSERT INTO tags SELECT max(key), 2 FROM fields WHERE value = 29",
+        "DELETE FROM fields",
+    ],
+)
+def test_fields_that_are_indexed_anew_are_found_again(folder, statement):
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+    with FaissMemory(folder) as memory:
+        assert any("mends it" in said for said in memory.verify())
+        memory.search(unit(0, 1), k=9, where={"n": {"$in": [5, 29]}})  # and remembers what it found
+        seen = []
+        for name in ("n", "even", "l"):
+            assert memory.index_field(name, lambda *said: seen.append(said)) == 30
+        assert seen[-1] == (30, 30, "index")
+        assert memory.verify() == []
+        assert {hit.id for hit in memory.search(unit(0, 1), k=9, where={"n": {"$in": [5, 29]}})[0]} == {"d5", "d29"}
+
+
+def test_a_field_that_no_document_has_is_an_error_that_changes_nothing(folder):
+    with FaissMemory(folder) as memory:
+        with pytest.raises(MemoryStoreError, match="No document has a field 'm'"):
+            memory.index_field("m")
+        assert memory.verify() == []
+
+
 def test_a_snapshot_that_seems_older_than_it_is_is_told(folder):
     path = folder / "index.json"
     path.write_text(path.read_text().replace(f'"format": {snapshot.FORMAT}', f'"format": {snapshot.FORMAT - 1}'))

@@ -19,7 +19,9 @@ from .options import JsonOption
 if TYPE_CHECKING:
     from ..memories.faiss import FaissMemory
 
-memory = typer.Typer(no_args_is_help=True, help="Look after a memory: stats, verify, compact, reindex, export, import.")
+memory = typer.Typer(
+    no_args_is_help=True, help="Look after a memory: stats, verify, compact, reindex, index-field, export, import."
+)
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The folder of the memory.")]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of the export.")]
@@ -92,6 +94,21 @@ def reindex(
         output.print_json({"index": index, "documents": documents})
     else:
         typer.echo(f"{path}: the index of {documents} documents is now {index}.")
+
+
+@memory.command(epilog="Example: racm3 memory index-field ./memory style")
+def index_field(
+    path: FolderArgument,
+    field: Annotated[str, typer.Argument(metavar="FIELD", help="A metadata field.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Make the index of a metadata field anew. Fields are indexed as documents come; this mends what verify says of filters."""
+    with _opened(path, read_only=False) as opened, output.progress("Indexing") as progress:
+        documents = opened.index_field(field, progress)
+    if as_json:
+        output.print_json({"field": field, "documents": documents})
+    else:
+        typer.echo(f"{path}: {documents} documents are found by {field}.")
 
 
 @memory.command(name="export", epilog="Example: racm3 memory export ./memory ./shards")

@@ -176,13 +176,12 @@ class ApproximateIndex(VectorIndex):
         indexed = self.faiss.ntotal
         found = self.faiss.search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
-            near = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
-            if len(gone):
-                near &= ~np.isin(rows, gone)
-            if wanted is not None:
-                near &= wanted[rows]
-            rows, scores = rows[near], scores[near]
+            known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
+            rows, scores = rows[known], scores[known]
             damaged = len(set(rows.tolist())) < len(rows)  # and so is a label that comes twice
+            if len(gone) or wanted is not None:
+                near = ~np.isin(rows, gone) if wanted is None else wanted[rows] & ~np.isin(rows, gone)
+                rows, scores = rows[near], scores[near]
             if self.kind in AS_HALVES and len(rows) > k:  # best first; what lies too far behind the k-th is not read
                 rows = rows[scores >= scores[k - 1] - scan.doubt(self.dim, rounded=1)]
             if len(self.seqs) > indexed:

@@ -23,6 +23,7 @@ from ..document import Document
 from ..errors import (
     EncoderMismatch,
     MemoryStoreError,
+    nearest,
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
@@ -304,6 +305,23 @@ class FaissMemory(MemoryStore):
             self._index = self._named(current, progress)
             if self._folder is not None:
                 self._index = snapshot.save(self._index, self._folder)
+
+    def index_field(self, name: str, progress: Progress | None = None) -> int:
+        """Make the index of a metadata field anew, which mends what `verify` says of filters; how many documents have it.
+
+        Fields are indexed as documents are added, and need nothing to be filtered by. Other processes take what was mended
+        in when they open the memory again. progress: called with the number of documents read, the number in all, and
+        "index". Raises `MemoryStoreError` when no document has the field.
+        """
+        with self._journal.writing():
+            fields, total = self._journal.stats()["fields"], self._journal.count()
+            found = self._journal.index_field(name, lambda done: progress and progress(done, total, "index"))
+            if not found:
+                known = f"{nearest(name, fields)} Known: {', '.join(fields) or 'none'}."
+                raise MemoryStoreError(f"No document has a field {name!r}.", known.strip())
+        if self._index is not None:
+            self._index.forget_filters()
+        return found
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
         """Write a compact copy for shipping, which can be opened where nothing can be written, for example in a package.

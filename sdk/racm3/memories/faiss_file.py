@@ -92,7 +92,8 @@ def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
     cells = faiss.try_extract_index_ivf(index)
     head = size if cells is None else size - cells.ntotal * (cells.code_size + LABEL)
     with path.open("rb") as file:
-        return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=_digest(file, head))
+        head_sha256 = sha256 if head == size else _digest(file, head)
+    return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
 
 
 def _digest(file: BinaryIO, length: int) -> str:

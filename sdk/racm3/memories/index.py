@@ -118,6 +118,10 @@ class VectorIndex:
             del self._filters[next(iter(self._filters))]
         return known
 
+    def forget_filters(self) -> None:
+        """Ask again which documents have what."""
+        self._filters.clear()
+
     def nearest(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None, excluded: Sequence[np.ndarray]
     ) -> list[Found]:

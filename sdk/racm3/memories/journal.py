@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -269,7 +269,7 @@ class Journal(Database):
 
     def _insert(self, documents: Sequence[tuple[Document, np.ndarray]], refer: bool) -> None:
         """Store documents that are not there yet: each table in one go, and every B-tree in the order of its keys."""
-        rows, shown, tagged = [], [], []
+        rows, shown, tagged = [], [], list[tuple[Field, int]]()
         for seq, (document, vector) in enumerate(documents, start=self.state().last_seq + 1):
             metadata = encoded(METADATA.encode(dict(document.metadata)))
             floats = vector.astype(vector.dtype.newbyteorder("<"), copy=False).tobytes()
@@ -278,11 +278,31 @@ class Journal(Database):
             shown += [(seq, position, part) for position, part in enumerate(shown_by(document))]
             tagged += [(field, seq) for field in fields_of(document.metadata)]
         contents = self._store_contents([part for _, _, part in shown], refer)
-        fields = self._store_fields({field for field, _ in tagged})
         many = self.connection.executemany
         many("INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?)", rows)
         many("INSERT INTO parts VALUES (?, ?, ?)", [(seq, n, contents[part.content_hash]) for seq, n, part in shown])
-        many("INSERT INTO tags VALUES (?, ?)", sorted((fields[field], seq) for field, seq in tagged))
+        self._tag(tagged)
+
+    def _tag(self, tagged: Sequence[tuple[Field, int]]) -> None:
+        """Let filters find documents, by number, by fields that they have."""
+        keys = self._store_fields({field for field, _ in tagged})
+        rows = sorted((keys[field], seq) for field, seq in tagged)
+        self.connection.executemany("INSERT INTO tags VALUES (?, ?)", rows)
+
+    def index_field(self, name: str, progress: Callable[[int], object]) -> int:
+        """Write anew what filters find by a field, from the metadata of all sound documents; how many of these have it."""
+        self.purge()
+        of_name = "SELECT key FROM fields WHERE name = ?"
+        self.connection.execute(f"DELETE FROM tags WHERE field IN ({of_name})", (encoded(name),))
+        self.connection.execute("DELETE FROM fields WHERE name = ?", (encoded(name),))
+        having, after, last, read = 0, 0, self.state().last_seq, 0
+        while rows := self.rows(after=after, last=last):
+            known = [(row.seq, json.loads(row.metadata)) for row in rows if row.intact]
+            values = {seq: {name: metadata[name]} for seq, metadata in known if name in metadata}
+            self._tag([(field, seq) for seq, value in values.items() for field in fields_of(value)])
+            having, after, read = having + len(values), rows[-1].seq, read + len(rows)
+            progress(read)
+        return having
 
     def _store_contents(self, parts: Iterable[Text | Image], refer: bool) -> dict[str, int]:
         """The key of what each part shows, by its hash. What is new is stored, what is there is restated."""
@@ -337,8 +357,9 @@ class Journal(Database):
                 copy.execute("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", (*row, key))
 
     def purge(self) -> None:
-        """Remove the tags that damaged documents left behind."""
+        """Remove the tags that damage left behind, of documents and of fields."""
         self.connection.execute("DELETE FROM tags WHERE seq NOT IN (SELECT seq FROM documents)")
+        self.connection.execute("DELETE FROM tags WHERE field NOT IN (SELECT key FROM fields)")
         self.connection.execute("DELETE FROM fields WHERE key NOT IN (SELECT field FROM tags)")
 
     def remove(self, seqs: Sequence[int]) -> None:

@@ -52,13 +52,13 @@ def problems(journal: Journal, progress: Progress | None = None) -> Iterator[str
             fields = fields_of(json.loads(row.metadata))
             tags += len(fields)
             if journal.tagged(row.seq, fields) != len(fields):
-                yield f"Filters do not find document {row.name!r} by its metadata."
+                yield f"Filters do not find document {row.name!r} by its metadata; indexing its fields anew mends it."
         after, done = rows[-1].seq, done + len(rows)
         if progress is not None:
             progress(done, total, "verify")
     found = journal.one("SELECT count(*) FROM tags WHERE seq IN (SELECT seq FROM documents)")
     if found > tags and not damaged:
-        yield f"Filters find documents by {found - tags} values that they do not have."
+        yield f"Filters find documents by {found - tags} values that they do not have; indexing their fields anew mends it."
 
 
 def disagreements(journal: Journal, index: VectorIndex) -> Iterator[str]:
