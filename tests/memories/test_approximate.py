@@ -304,13 +304,14 @@ def test_damage_in_the_cells_of_an_index_gives_no_wrong_answer(tmp_path, below, 
         assert_finds(memory, {id: vector for id, vector in state.items() if id not in removed}, "ivf")
 
 
-@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq"])
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "IVF8,SQ8,RFlat"])
 @pytest.mark.parametrize("damage", ["first", "last of the head", "shorter", "longer", "empty"])
 def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog):
     filled(tmp_path, kind).close()
     path = saved(tmp_path)
     data = bytearray(path.read_bytes())
     head = json.loads((tmp_path / "index.json").read_text())["index"]["head"]
+    assert (head < len(data)) == (kind in ("ivf", "ivf-pq"))
     place = {"first": 0, "last of the head": head - 1}.get(damage)
     if place is not None:
         data[place] ^= 1

@@ -1,7 +1,7 @@
 """An index of FAISS in a file: written with what it takes to check it, and mapped, so that opening it takes no time.
 
-FAISS trusts what it reads, and what is torn can end the process. Of an inverted file the cells lie at the end, and by these
-it cannot be led astray: they hold scores and labels. So opening checks what comes before them; of other kinds it checks all.
+FAISS trusts what it reads, and what is torn can end the process. Of plain inverted files the cells lie at the end, and by
+these it cannot be led astray: they hold codes and labels. So opening checks what comes before them; of other kinds, all.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
     import faiss
 
     size = path.stat().st_size
-    cells = faiss.try_extract_index_ivf(index)
-    head = size if cells is None else size - cells.ntotal * (cells.code_size + LABEL)
+    ends_with_cells = type(index) in (faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
+    head = size - index.ntotal * (index.code_size + LABEL) if ends_with_cells else size
     with path.open("rb") as file:
         head_sha256 = sha256 if head == size else _digest(file, head)
     return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
