@@ -140,6 +140,24 @@ def test_half_surrogates_are_kept_as_they_are(memory, rng):
     assert memory.get([document.id]) == [document]
 
 
+def test_ids_of_any_length_are_found_by_whoever_opens_the_memory(tmp_path, rng):
+    named = [Document(f"text {n}", id="é" * n) for n in (1, 3, 61, 62, 500)]  # the last two are too long for the index
+    vectors = unit(rng, 5)
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(named[:2], vectors[:2])
+        memory.flush()
+        memory.add(named[2:], vectors[2:])
+        for _ in range(2):
+            found = memory.search(vectors, k=1)
+            assert [(hit.id, hit.document) for (hit,) in found] == [(document.id, document) for document in named]
+            memory.flush()
+    with FaissMemory(tmp_path, read_only=True) as memory:
+        assert [hit.id for (hit,) in memory.search(vectors, k=1)] == [document.id for document in named]
+        assert {hit.id for hit in memory.random(5, rng=rng)} == {document.id for document in named}
+        assert memory.verify() == []
+
+
 def test_an_unknown_duplicate_policy_is_an_error_with_the_nearest_name(memory, rng):
     with pytest.raises(MemoryStoreError, match="Did you mean 'replace'"):
         memory.add(texts(1), unit(rng, 1), on_duplicate="replaced")
