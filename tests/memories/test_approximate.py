@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 
+import faiss
 import numpy as np
 import pytest
 
@@ -267,6 +269,32 @@ def test_few_new_documents_are_scanned_and_many_enter_the_index(tmp_path, kind, 
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, state, kind)
         assert memory._index.faiss.ntotal == N + 1 and saved(tmp_path).name != before and not memory.verify()
+
+
+@pytest.mark.parametrize("kind", ["ivf", "ivf-pq"])
+def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, monkeypatch):
+    with filled(tmp_path, kind) as memory:
+        expected = answers(memory, 10)
+    data, brought = saved(tmp_path).read_bytes(), []
+    monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: brought.append((start, length)))
+    with FaissMemory(tmp_path) as memory:
+        memory.refresh()
+        index = memory._index.faiss
+        cells = {}
+        for cell in range(index.nlist):
+            n = index.invlists.list_size(cell) * index.code_size
+            codes = faiss.rev_swig_ptr(index.invlists.get_codes(cell), n).tobytes() if n else b""
+            cells[cell] = codes
+        for query in QUERIES[:2]:
+            brought.clear()
+            memory.search(query[None], k=3)
+            _, (near,) = index.quantizer.search(query[None], memory._index.effort)
+            held = [data[start : start + length] for start, length in brought if length > 4 * DIM]
+            assert held and all(any(piece.startswith(cells[cell]) for cell in near.tolist()) for piece in held)
+        assert answers(memory, 10) == expected
+        brought.clear()
+        assert answers(memory, 10) == expected
+        assert not [length for _, length in brought if length > 4 * DIM + 16]  # only records of vectors are asked for
 
 
 def test_a_lost_index_file_is_written_again(tmp_path):

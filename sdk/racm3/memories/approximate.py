@@ -174,6 +174,8 @@ class ApproximateIndex(VectorIndex):
             return
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         indexed = self.faiss.ntotal
+        if self.file is not None:
+            self.file.bring(queries, self.effort)
         found = self.faiss.search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file

@@ -7,9 +7,12 @@ these it cannot be led astray: they hold codes and labels. So opening checks wha
 from __future__ import annotations
 
 import hashlib
+import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
 
 from ..errors import MemoryCorrupt
 
@@ -35,6 +38,18 @@ class FaissFile:
             raise ValueError(f"{path.name} has not the size that it was written with")
         self._check(head, head_sha256)
         self.index: faiss.Index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        self._unread: dict[int, tuple[int, int]] = {}  # where the cells lie that nobody has asked for: start and length
+        if head < size and hasattr(os, "posix_fadvise"):
+            self._unread = _cells(self.index, head)
+
+    def bring(self, queries: np.ndarray, cells: int) -> None:
+        """Read the nearest cells of queries (float32 [n, dim]) from the disk side by side, unless they have been. A search
+        would wait for one page after the other."""
+        if not self._unread:
+            return
+        _, nearest = self.index.quantizer.search(queries, min(cells, self.index.nlist))
+        for cell in set(nearest.ravel().tolist()) & self._unread.keys():
+            os.posix_fadvise(self._file.fileno(), *self._unread.pop(cell), os.POSIX_FADV_WILLNEED)
 
     @property
     def entry(self) -> dict[str, Any]:
@@ -94,6 +109,13 @@ def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
     with path.open("rb") as file:
         head_sha256 = sha256 if head == size else _digest(file, head)
     return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
+
+
+def _cells(index: faiss.IndexIVF, head: int) -> dict[int, tuple[int, int]]:
+    """Start and length of each cell that holds anything, in bytes: they follow each other behind the head."""
+    sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)]) * (index.code_size + LABEL)
+    starts = head + np.cumsum(sizes) - sizes
+    return {cell: (int(starts[cell]), int(sizes[cell])) for cell in np.flatnonzero(sizes).tolist()}
 
 
 def _digest(file: BinaryIO, length: int) -> str:
