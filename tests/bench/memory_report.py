@@ -65,7 +65,7 @@ def section(result: dict[str, Any]) -> list[str]:
         ),
         "### Opening in a fresh process, and its memory\n",
         "From after the imports to the first answer. A filter that the process has not met, and once more. Memory after "
-        "100 searches, of a document: what the process has more than with a thousand of them.\n",
+        "100 searches without a filter, of a document: what the process has more than with a thousand of them.\n",
         *grid(
             ["store", "import, s", "open + first, ms", "1 %: first / again", "50 %: first / again", "RSS, B", "of it anonymous", "PSS, B"],
             opening(result),

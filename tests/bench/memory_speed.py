@@ -242,15 +242,14 @@ class Bench:
                 store = self.stores[name]
                 knob = store.get("search", {}).get("none", {}).get("knob", STORES[name].knobs[-1])
                 if opening == 0:
-                    with self.trying(name, "opening a small one"), self.start(name, "small") as process:
-                        process("open_and_ask", knob=knob)
-                        store["small_memory"] = process("memory", searches=100, seconds=10)
+                    for folder, what in (("small", "small_memory"), ("full", "memory")):
+                        with self.trying(name, what), self.start(name, folder) as process:
+                            process("open_and_ask", knob=knob, filters=[])
+                            store[what] = process("memory", searches=100, seconds=10)
                 self.warm(name)
                 with self.trying(name, "opening"), self.start(name) as process:
                     store["import_seconds"].append(process.import_seconds)
                     store["open"].append(process("open_and_ask", knob=knob))
-                    if opening == 0:
-                        store["memory"] = process("memory", searches=100, seconds=10)
         for name in self.live:
             with self.trying(name, "memory"):
                 self.stores[name]["memory"] = self.live[name]("memory", searches=100, seconds=10)

@@ -93,14 +93,14 @@ class Worker:
         nearest = self._truth(kind, truth, held)[first : first + len(found)]
         return {"ms": times, "recall": self._recall(found, nearest, kind, first)}
 
-    def open_and_ask(self, knob: dict[str, int] | None = None) -> dict[str, Any]:
+    def open_and_ask(self, knob: dict[str, int] | None = None, filters: Sequence[str] = FILTERS[1:]) -> dict[str, Any]:
         """Open the store and search once; then with filters that this process has not met, and with these once more."""
         began = time.perf_counter()
         self._store.open()
         self._store.knob = knob or self._store.knob
         self._ask(0, "none")
         answer: dict[str, Any] = {"first_answer": (time.perf_counter() - began) * 1000}
-        for kind in FILTERS[1:]:
+        for kind in filters:
             for again in ("first", "repeated"):
                 answer[f"{kind}_{again}"] = [self._ask(query, kind)[0] for query in range(2)]
         return answer
