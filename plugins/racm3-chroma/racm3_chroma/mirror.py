@@ -71,14 +71,8 @@ class Mirror:
             for names in excluded
         ]
         answer = []
-        for scores, numbers in self._index.nearest(queries, k, allowed=pool, excluded=without):
-            records = [self._records[number] for number in numbers.tolist()]
-            order = sorted(range(len(records)), key=lambda row: (-scores[row], records[row][0]))[:k]
-            vectors = self._index.vectors(numbers[order])
-            answer.append(
-                [
-                    Found(*records[row], vector, float(scores[row]))
-                    for row, vector in zip(order, vectors, strict=True)
-                ]
-            )  # fmt: skip
+        for scores, rows, (vectors, _) in self._index.nearest(queries, k, allowed=pool, excluded=without):
+            records = [self._records[number] for number in self._index.seqs[rows].tolist()]
+            order = sorted(range(len(records)), key=lambda place: (-scores[place], records[place][0]))[:k]
+            answer.append([Found(*records[place], vectors[place], float(scores[place])) for place in order])
         return answer

@@ -150,7 +150,7 @@ class ApproximateIndex(VectorIndex):
                 return
             self.effort *= 2
 
-    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray) -> None:
+    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray | None = None) -> None:
         super().append(seqs, vectors, names)
         if len(self.seqs) - self.faiss.ntotal > LATE:
             self.take_in()

@@ -37,7 +37,7 @@ class FaissFile:
         if path.stat().st_size != size or not 0 < head <= size:
             raise ValueError(f"{path.name} has not the size that it was written with")
         self._check(head, head_sha256)
-        self.index: faiss.Index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         self._unread: dict[int, tuple[int, int]] = {}  # where the cells lie that nobody has asked for: start and length
         if head < size and hasattr(os, "posix_fadvise"):
             self._unread = _cells(self.index, head)
@@ -99,7 +99,7 @@ def write(index: faiss.Index, file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
+def mapped(index: Any, path: Path, sha256: str) -> FaissFile:
     """The file that an index has just been written to."""
     import faiss
 
@@ -111,7 +111,7 @@ def mapped(index: faiss.Index, path: Path, sha256: str) -> FaissFile:
     return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
 
 
-def _cells(index: faiss.IndexIVF, head: int) -> dict[int, tuple[int, int]]:
+def _cells(index: Any, head: int) -> dict[int, tuple[int, int]]:
     """Start and length of each cell that holds anything, in bytes: they follow each other behind the head."""
     sizes = np.array([index.invlists.list_size(cell) for cell in range(index.nlist)]) * (index.code_size + LABEL)
     starts = head + np.cumsum(sizes) - sizes

@@ -63,9 +63,10 @@ class VectorIndex:
         ends = np.cumsum([len(segment) for segment in self.segments])
         return list(zip(self.segments, np.split(self._alive, ends[:-1]), strict=True))
 
-    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray) -> None:
+    def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray | None = None) -> None:
         """Take in new documents: seqs int64 [n], ascending and above all others; vectors float32 [n, dim]; the slots of
-        their ids, uint8 [n, width]."""
+        their ids, uint8 [n, width], None where the ids are kept elsewhere."""
+        names = np.empty((len(seqs), 0), dtype=np.uint8) if names is None else names
         self.segments.append(Segment(seqs, vectors, names))
         # In memory each is larger than the next: so there are few of them, and few copies are made.
         while len(self.segments) > 1 and self.segments[-2].path is None and _alike(*self.segments[-2:]):
