@@ -118,6 +118,25 @@ def test_a_document_that_is_gone_is_told(folder):
 @pytest.mark.parametrize(
     "statement",
     [
+        f"UPDATE contents SET key = {2**63 - 1} WHERE key = 12",
+        f"UPDATE fields SET key = {2**63 - 1} WHERE key = 3",
+        f"UPDATE sqlite_sequence SET seq = {2**63 - 1}",
+    ],
+)
+def test_where_no_number_can_follow_nothing_is_added(folder, statement):
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        connection.execute(statement)
+    connection.close()
+    with FaissMemory(folder) as memory:
+        with pytest.raises(MemoryCorrupt, match="numbers are higher than they can be"):
+            memory.add([Document("new", id="new", metadata={"new": 1})], unit(1, 1))
+        assert memory.get(["new"]) == [None]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
         "DELETE FROM tags",
         "DELETE FROM tags WHERE seq = 6",
         "UPDATE fields SET value = 77 WHERE value = 5",

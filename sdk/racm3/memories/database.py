@@ -59,13 +59,14 @@ INSERT INTO manifest VALUES ('generation', 0);
 
 
 def _told(method: Callable[..., Any]) -> Callable[..., Any]:
-    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. And sizes that are
-    damaged can ask for more memory than there is."""
+    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. Sizes that are
+    damaged can ask for more memory than there is; and a damaged number can be the last that there is, so that no other
+    can follow it."""
 
     def call(*arguments: Any) -> Any:
         try:
             return method(*arguments)
-        except (UnicodeDecodeError, MemoryError) as error:
+        except (UnicodeDecodeError, MemoryError, OverflowError) as error:
             raise _damage(error) from error
 
     return call
@@ -90,6 +91,8 @@ class _Connection(sqlite3.Connection):
 def _damage(error: Exception) -> sqlite3.DatabaseError:
     if isinstance(error, MemoryError):
         found, code = "it asks for more memory than there is", sqlite3.SQLITE_NOMEM
+    elif isinstance(error, OverflowError):
+        found, code = "its numbers are higher than they can be", sqlite3.SQLITE_CORRUPT
     else:
         found, code = "its tables are not described by text", sqlite3.SQLITE_CORRUPT
     damage = sqlite3.DatabaseError(found)
