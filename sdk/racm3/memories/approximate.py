@@ -1,7 +1,7 @@
 """Indexes that answer without looking at every vector, by name: for memories too large to scan.
 
-name        is                                                takes, of a vector of width 512
-exact       a scan of all vectors                             1,024 bytes, mapped from its file
+name        is                                                maps from its file, of a vector of width 512
+exact       a scan of all vectors                             1,024 bytes
 hnsw        a graph; slow to build, quickest to search        1,300 bytes
 ivf         cells, of which the nearest are scanned           1,032 bytes
 ivf-pq      the same, over compressed vectors                 72 bytes
