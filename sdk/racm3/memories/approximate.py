@@ -9,8 +9,9 @@ ivf-pq      the same, over compressed vectors                 72 bytes
 How far the last three look is measured when they are made: as far as it takes for some of the memory's own documents to
 find 99.5 % of their true neighbours. Queries that are less like the documents find somewhat less. Whatever is found is
 scored again by the vectors as they were given, so that scores are exact and ties come in order. With a filter all of them
-are exact: the vectors that it lets through are scanned. Any other name is a FAISS factory string, such as "IVF1024,SQ8",
-which looks as far as FAISS does of itself.
+are exact: the vectors that it lets through are scanned. Documents that are added later are scanned, too, until there are
+some thousands of them; then they enter the index. Any other name is a FAISS factory string, such as "IVF1024,SQ8", which
+looks as far as FAISS does of itself.
 """
 
 from __future__ import annotations
