@@ -168,7 +168,7 @@ class VectorIndex:
             near = ~np.isin(pool, gone) if len(gone) else np.ones(len(pool), dtype=bool)
             if np.count_nonzero(near) > k:
                 near &= scores >= np.partition(scores[near], -k)[-k] - scan.slack(self.dim)
-            yield self._best(query, pool[near], k, Records(records.vectors[near], records.names[near]))
+            yield self._best(query, pool[near], k, records.picked(near))
 
     def _best(self, query: np.ndarray, rows: np.ndarray, k: int, records: Records | None = None) -> Found:
         """Of candidates those that are at least as good as the k-th best, with exact scores."""
@@ -180,7 +180,7 @@ class VectorIndex:
         if len(rows) > k:
             chosen = scores >= np.partition(scores, -k)[-k]
             scores, rows = scores[chosen], rows[chosen]
-            records = records and Records(records.vectors[chosen], records.names[chosen])
+            records = records and records.picked(chosen)
         return Found(scores, rows, self._at(rows) if records is None else records)
 
     def _at(self, rows: np.ndarray) -> Records:

@@ -30,6 +30,10 @@ class Records(NamedTuple):
     vectors: np.ndarray
     names: np.ndarray
 
+    def picked(self, rows: np.ndarray) -> Records:
+        """Copies of some of them, by place (int64 [m]) or by choice (bool [n])."""
+        return Records(self.vectors[rows], self.names[rows])
+
 
 class Segment:
     """seqs: int64 [n], ascending. vectors: float32 [n, dim], unit norm. names: the slots of their ids, uint8 [n, width].
@@ -111,7 +115,7 @@ Part: TypeAlias = tuple[Segment, np.ndarray | None]  # a segment, and bool [n] w
 def joined(parts: Sequence[Part]) -> Segment:
     """One segment in memory."""
     whole = [(segment, slice(None) if kept is None else kept) for segment, kept in parts]
-    width = _width(parts)
+    width = width_of(parts)
     return Segment(
         np.concatenate([segment.seqs[kept] for segment, kept in whole]),
         np.concatenate([segment.vectors[kept] for segment, kept in whole]),
@@ -119,13 +123,14 @@ def joined(parts: Sequence[Part]) -> Segment:
     )
 
 
-def _width(parts: Sequence[Part]) -> int:
+def width_of(parts: Sequence[Part]) -> int:
+    """Bytes of a slot that holds the id of any of them."""
     return max(segment.names.shape[1] for segment, _ in parts)
 
 
 def write(parts: Sequence[Part], file: BinaryIO) -> str:
     """Write parts (ascending) as one segment, a few rows at a time, and return the SHA-256 of the file."""
-    digest, width = hashlib.sha256(), _width(parts)
+    digest, width = hashlib.sha256(), width_of(parts)
 
     def put(of: Callable[[Segment, slice], np.ndarray]) -> None:
         for segment, kept in parts:

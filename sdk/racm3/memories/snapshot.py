@@ -31,7 +31,7 @@ from .faiss_file import mapped as mapped_faiss
 from .faiss_file import write as write_faiss
 from .index import VectorIndex
 from .journal import State
-from .segment import Part, Segment, mapped, write
+from .segment import Part, Segment, mapped, width_of, write
 
 FORMAT = 3
 HEADER = "index.json"
@@ -166,8 +166,7 @@ def _stored(parts: list[Part], folder: Path) -> Segment:
     """Parts of segments as one on disk."""
     path, sha256 = _published(folder, "vectors-{}.rows", lambda file: write(parts, file))
     rows = sum(len(segment) if kept is None else int(np.count_nonzero(kept)) for segment, kept in parts)
-    width = max(segment.names.shape[1] for segment, _ in parts)
-    return mapped(path, rows, parts[0][0].vectors.shape[1], width, sha256)
+    return mapped(path, rows, parts[0][0].vectors.shape[1], width_of(parts), sha256)
 
 
 def _kept(index: ApproximateIndex, folder: Path) -> FaissFile:
