@@ -280,6 +280,7 @@ def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, m
     with FaissMemory(tmp_path) as memory:
         memory.refresh()
         index = memory._index.faiss
+        assert index.quantizer.sa_code_size() == 2 * DIM, "centres are halves"
         cells = {}
         for cell in range(index.nlist):
             n = index.invlists.list_size(cell) * index.code_size

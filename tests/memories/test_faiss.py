@@ -15,7 +15,9 @@ from racm3.errors import (
 )
 from racm3.interfaces import Encoder
 from racm3.memories import index as index_module
+from racm3.memories.answer import AHEAD
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.journal import SHORT
 
 DIM = 8
 ENCODER = Encoder("clip-test", DIM)
@@ -110,6 +112,46 @@ def test_a_hit_whose_document_has_changed_since_says_so(memory, rng):
     memory.add([documents[1].replace(metadata={"new": True})], vectors[1:], on_duplicate="replace")
     with pytest.raises(MemoryStoreError, match="'d00001' was removed or replaced"):
         _ = hit.document
+
+
+@pytest.fixture
+def statements(memory):
+    """What a memory asks its database."""
+    asked: list[str] = []
+    memory._journal.connection.set_trace_callback(asked.append)
+    return asked
+
+
+def read(statements):
+    return [statement for statement in statements if "FROM documents LEFT JOIN" in statement]
+
+
+def test_who_looks_at_one_hit_has_read_those_behind_it(memory, rng, statements):
+    memory.add(texts(2 * AHEAD), unit(rng, 2 * AHEAD))
+    hits = memory.search(unit(rng, 1), k=AHEAD + 3)[0]
+    assert not read(statements)
+    assert [hit.document.id for hit in hits[:AHEAD]] == ids(hits[:AHEAD]) and len(read(statements)) == 1
+    assert hits[-1].document == memory.get([hits[-1].id])[0]
+    assert [hit.document.id for hit in hits] == ids(hits)
+    assert hits[0].document is hits[0].document
+
+
+def test_a_long_content_is_not_read_before_it_is_looked_at(memory, rng, statements):
+    long = [Document(letter * (SHORT + extra), id=letter) for letter, extra in [("a", 0), ("b", 1), ("c", 1)]]
+    memory.add(long, unit(rng, 3))
+    (hits,) = memory.search(unit(rng, 1), k=3)
+    for looked_at, hit in enumerate(sorted(hits, key=lambda hit: hit.id)):
+        assert hit.document == long[looked_at]
+    assert len(read(statements)) >= 3  # "b" and "c" each by a statement of its own
+
+
+def test_a_document_that_was_read_ahead_is_still_there_when_it_was_removed(memory, rng):
+    documents = texts(3)
+    memory.add(documents, unit(rng, 3))
+    (hits,) = memory.search(unit(rng, 1), k=3)
+    _ = hits[0].document
+    memory.delete(ids(hits))
+    assert sorted((hit.document for hit in hits), key=lambda document: document.id) == documents
 
 
 def test_a_memory_that_is_not_bound_finds_nothing(rng):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 NAMES = ("exact", "hnsw", "ivf", "ivf-pq", "auto")
 AS_HALVES = ("hnsw", "ivf")  # whose vectors are float16, so that their scores are nearly exact
+CELLS = ("ivf", "ivf-pq")
 SMALL = 10_000  # up to so many documents every named index is exact: a scan takes no longer
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
 SAMPLE = 64  # vectors for each cell that training looks at
@@ -90,12 +92,14 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
             made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
             if progress is not None:
                 progress(made.ntotal)
+    if kind in CELLS:
+        _narrow(made)
     found = ApproximateIndex(kind, index, made)
     found.tune()
     return found
 
 
-def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
+def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
     """A FAISS index that is not trained yet, and how many vectors to train it with."""
     import faiss
 
@@ -105,9 +109,27 @@ def _made(kind: str, dim: int, documents: int) -> tuple[faiss.Index, int]:
         return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
     cells = max(1, min(int(4 * math.sqrt(documents)), documents // 39))  # k-means wants 39 of each
     if kind == "ivf":
-        return faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT), SAMPLE * cells
+        made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
+        made.by_residual = False  # scores are by the vectors, whatever becomes of the centres
+        return made, SAMPLE * cells
     pieces = next(pieces for pieces in range(max(1, dim // 8), 0, -1) if dim % pieces == 0)
-    return faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT), max(SAMPLE * cells, 2**14)
+    made = faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT)
+    made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
+    return made, max(SAMPLE * cells, 2**14)
+
+
+def _narrow(index: Any) -> None:
+    """Make the centres of filled cells bfloat16: a search compares them in half the time. Filling is quicker as they were."""
+    import faiss
+
+    wide, dim = index.quantizer, index.d
+    narrow: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
+    centres = wide.reconstruct_n(0, index.nlist)
+    narrow.train(centres)
+    narrow.add(centres)
+    narrow.this.disown()  # the index owns its centres, and owns others from now on
+    index.quantizer = narrow
+    wide.this.own(True)
 
 
 class ApproximateIndex(VectorIndex):
@@ -175,9 +197,8 @@ class ApproximateIndex(VectorIndex):
             return
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         indexed = self.faiss.ntotal
-        if self.file is not None:
-            self.file.bring(queries, self.effort)
-        found = self.faiss.search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
+        search = self.faiss.search if self.file is None else self.file.search
+        found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
             rows, scores = rows[known], scores[known]
@@ -212,9 +233,21 @@ class ApproximateIndex(VectorIndex):
     def _parameters(self, fetch: int, wanted: np.ndarray | None) -> Any:
         import faiss
 
-        only = None if wanted is None else faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little"))  # type: ignore[call-arg, arg-type]
-        if self.kind == "hnsw":
-            return faiss.SearchParametersHNSW(sel=only, efSearch=max(self.effort, fetch))  # type: ignore[attr-defined]
-        if self.kind in ("ivf", "ivf-pq"):
-            return faiss.SearchParametersIVF(sel=only, nprobe=self.effort)  # type: ignore[call-arg]
-        return None  # not every kind takes a selector
+        effort = max(self.effort, fetch) if self.kind == "hnsw" else self.effort
+        if wanted is None:
+            return _usual(self.kind, effort)
+        return _parameters(self.kind, effort, faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little")))  # type: ignore[call-arg, arg-type]
+
+
+def _parameters(kind: str, effort: int, only: faiss.IDSelector | None = None) -> Any:
+    """How far FAISS is to look, and at what."""
+    import faiss
+
+    if kind == "hnsw":
+        return faiss.SearchParametersHNSW(sel=only, efSearch=effort)  # type: ignore[attr-defined]
+    if kind in CELLS:
+        return faiss.SearchParametersIVF(sel=only, nprobe=effort)  # type: ignore[call-arg]
+    return None  # not every kind takes a selector
+
+
+_usual = lru_cache(_parameters)  # to make them takes a tenth of a search

@@ -18,7 +18,10 @@ def checksum(*pieces: bytes) -> bytes:
 
 def matches(check: object, *pieces: object) -> bool:
     """Whether what was read has this checksum; damage can also change its type."""
-    return all(isinstance(piece, bytes) for piece in pieces) and check == checksum(*pieces)  # type: ignore[arg-type]
+    for piece in pieces:
+        if not isinstance(piece, bytes):
+            return False
+    return check == checksum(*pieces)  # type: ignore[arg-type]
 
 
 def corrupt(name: str) -> MemoryCorrupt:

@@ -33,8 +33,9 @@ from .arguments import check_count, check_policy, exclusions, id_list, with_vect
 from .database import DATABASE, database_of
 from .durable import make_folder, part_of
 from .index import VectorIndex
-from .journal import Journal, State, vectors_of
+from .journal import Journal, State
 from .names import slots
+from .rows import vectors_of
 from .vectors import unit_vectors
 from .verify import disagreements, problems
 from .where import parse
@@ -165,8 +166,8 @@ class FaissMemory(MemoryStore):
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it fails its checksum."""
         ids = id_list(ids)
         with self._journal.reading():
-            seqs = self._journal.seqs_of(ids)
-            found = {row.name: self._journal.document(row) for row in self._journal.rows_of(seqs.values())}
+            stored = self._journal.read(self._journal.seqs_of(ids).values())
+            found = {one.row.name: one.document() for one in stored.values()}
         return [found.get(id) for id in ids]
 
     def items(self) -> Iterator[tuple[Document, np.ndarray]]:

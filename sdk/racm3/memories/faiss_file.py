@@ -42,14 +42,21 @@ class FaissFile:
         if head < size and hasattr(os, "posix_fadvise"):
             self._unread = _cells(self.index, head)
 
-    def bring(self, queries: np.ndarray, cells: int) -> None:
-        """Read the nearest cells of queries (float32 [n, dim]) from the disk side by side, unless they have been. A search
-        would wait for one page after the other."""
+    def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
+        """As the index itself; but cells that nobody has asked for are read from the disk side by side, where it would wait
+        for one page after the other."""
         if not self._unread:
-            return
-        _, nearest = self.index.quantizer.search(queries, min(cells, self.index.nlist))
-        for cell in set(nearest.ravel().tolist()) & self._unread.keys():
+            return self.index.search(queries, k, params=params)
+        import faiss
+
+        near, cells = self.index.quantizer.search(queries, min((params or self.index).nprobe, self.index.nlist))
+        for cell in self._unread.keys() & set(cells.ravel().tolist()):
             os.posix_fadvise(self._file.fileno(), *self._unread.pop(cell), os.POSIX_FADV_WILLNEED)
+        scores, labels = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
+        arrays = (faiss.swig_ptr(array) for array in (cells, near, scores, labels))  # type: ignore[attr-defined]
+        # The cells need not be looked for again. Of the function that has no suffix the wrapper takes no parameters.
+        self.index.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, params)  # type: ignore[attr-defined]
+        return scores, labels
 
     @property
     def entry(self) -> dict[str, Any]:

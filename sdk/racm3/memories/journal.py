@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from ..document import Document, Image, Metadata, Text
-from ..errors import DuplicateDocument, InvalidDocument, MemoryCorrupt
+from ..errors import DuplicateDocument, MemoryCorrupt
 from ..interfaces import Encoder, OnDuplicate
-from .checksum import checksum, corrupt, matches
+from .checksum import checksum, matches
 from .contents import FILE, IMAGE, KINDS, TEXT, Content, contents_of, in_file, is_there, shown_by
 from .database import BATCH, Database
+from .rows import Row, Stored
 from .where import EMPTY, Having, decoded, encoded, stored
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 Field: TypeAlias = tuple[bytes, str, Any]  # name, kind and value of a metadata field, as the table `fields` has them
 
 STORED = 128  # documents, with their images, that are stored at a time
+SHORT = 2**16  # bytes of a content that may be read before somebody looks at it
 METADATA = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 HASH = re.compile("[0-9a-f]{64}")  # a content hash; what else is named is an id
 # Of documents, as in `Row`; what is in a damaged table may be in another order.
@@ -37,12 +39,13 @@ COLUMNS = "seq, id, content_hash, metadata, vector, checksum"
 PARTS = (
     "SELECT hash, is_image, data, checksum FROM parts JOIN contents ON key = content WHERE seq = ? ORDER BY position"
 )
-# Both at once, since a statement takes longer than what it reads; nothing beside the document where its parts are gone.
+# All at once, since a statement takes longer than what it reads; nothing beside a document where its parts are gone.
 READ = """
 SELECT documents.seq, id, content_hash, metadata, vector, documents.checksum, hash, is_image, data, contents.checksum
 FROM documents LEFT JOIN parts ON parts.seq = documents.seq LEFT JOIN contents ON key = content
-WHERE documents.seq = ? ORDER BY position
+WHERE documents.seq IN (?) ORDER BY documents.seq, position
 """
+READ_SHORT = READ.replace(" data,", f" iif(length(data) > {SHORT}, NULL, data),")
 
 
 class State(NamedTuple):
@@ -50,40 +53,6 @@ class State(NamedTuple):
 
     last_seq: int
     generation: int
-
-
-class Row(NamedTuple):
-    seq: int
-    id: bytes
-    content_hash: bytes
-    metadata: bytes
-    vector: bytes
-    checksum: bytes
-
-    @property
-    def name(self) -> str:
-        return decoded(self.id)
-
-    @property
-    def intact(self) -> bool:
-        """Whether the row is what was written."""
-        return matches(self.checksum, self.id, self.content_hash, self.metadata, self.vector)
-
-    def verify(self) -> None:
-        """Raises `MemoryCorrupt`, naming the document, when the row is not what was written."""
-        if not self.intact:
-            raise corrupt(self.name)
-
-
-def vectors_of(rows: Sequence[Row], dim: int) -> np.ndarray:
-    """The vectors of verified rows: float32 [n, dim]. Each is stored in two or four bytes a number; else `MemoryCorrupt`."""
-    import numpy as np
-
-    for row in rows:
-        if len(row.vector) not in (2 * dim, 4 * dim):
-            raise corrupt(row.name)
-    read = [np.frombuffer(row.vector, f"<f{len(row.vector) // dim}") for row in rows]
-    return np.array(read, dtype=np.float32).reshape(len(rows), dim)
 
 
 class Journal(Database):
@@ -210,24 +179,18 @@ class Journal(Database):
         """Documents by sequence number, in no particular order."""
         return [Row(*row) for row in self.select(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))]
 
-    def read(self, seq: int) -> Document | None:
-        """The document of a number, checked; None when it is gone. Raises as `document` does."""
-        found = self.connection.execute(READ, (seq,)).fetchall()
-        return self._made(Row(*found[0][:6]), [columns[6:] for columns in found]) if found else None
+    def read(self, seqs: Iterable[int], *, short: bool = False) -> dict[int, Stored]:
+        """Documents by number, unchecked. short: without those that have a content above `SHORT`."""
+        found: dict[int, Stored] = {}
+        for columns in self.select(READ_SHORT if short else READ, map(int, seqs)):
+            found.setdefault(columns[0], Stored(Row(*columns[:6]), [])).parts.append(columns[6:])
+        if short:
+            return {seq: stored for seq, stored in found.items() if None not in [part[2] for part in stored.parts]}
+        return found
 
     def document(self, row: Row) -> Document:
         """The document of a row, checked. Raises `MemoryCorrupt`, naming it, when it is not what was written."""
-        return self._made(row, self.connection.execute(PARTS, (row.seq,)))
-
-    def _made(self, row: Row, parts: Iterable[tuple[Any, ...]]) -> Document:
-        row.verify()
-        try:
-            document = Document(_shown(parts, row), id=row.name, metadata=json.loads(row.metadata))
-        except (InvalidDocument, TypeError, ValueError) as error:
-            raise corrupt(row.name) from error
-        if document.content_hash != row.content_hash.hex():
-            raise corrupt(row.name)
-        return document
+        return Stored(row, self.connection.execute(PARTS, (row.seq,)).fetchall()).document()
 
     def set_encoder(self, encoder: Encoder) -> None:
         known = [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]
@@ -391,22 +354,6 @@ class Journal(Database):
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
         return [(row, hash) for row, hash in rows if hash in hashes]
-
-
-def _shown(parts: Iterable[tuple[Any, ...]], row: Row) -> Iterator[Text | Image]:
-    """The parts of a document, by what `PARTS` selects. Raises `ValueError` where they are not what was written."""
-    for hash, kind, data, check in parts:
-        if not isinstance(hash, bytes) or not matches(check, KINDS.get(kind), data):
-            raise ValueError("A part does not match its checksum.")
-        name = hash.hex()
-        part: Text | Image
-        if kind == TEXT:
-            part = Text(data.decode("utf-8", "surrogatepass"))
-        else:
-            part = Image.restore(data, name) if kind == IMAGE else in_file(data, name, f"document {row.name!r}")
-        if part.content_hash != name:  # by which a search leaves it out
-            raise ValueError("A part is not what its hash names.")
-        yield part
 
 
 def fields_of(metadata: Metadata) -> set[Field]:

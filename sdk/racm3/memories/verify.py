@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import MemoryCorrupt
-from .journal import Journal, fields_of, vectors_of
+from .journal import Journal, fields_of
 from .names import id_of
+from .rows import vectors_of
 
 if TYPE_CHECKING:
     from ..interfaces import Progress
