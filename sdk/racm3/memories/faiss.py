@@ -84,6 +84,7 @@ class FaissMemory(MemoryStore):
         if self._folder is not None:
             database, read_only = database_of(self._folder, read_only)
         self._journal = Journal(database, read_only=read_only, durable=durable)
+        self._encoder: Encoder | None = None
         self._index: VectorIndex | None = None
         self._stale = False  # whether a snapshot on disk would be worth writing
         if self._folder is not None and not read_only:
@@ -101,7 +102,8 @@ class FaissMemory(MemoryStore):
     def encoder(self) -> Encoder | None:
         """The encoder that the memory is bound to, if it is."""
         with self._journal.reading():
-            return self._journal.encoder()
+            self._encoder = self._journal.encoder()
+            return self._encoder
 
     def bind(self, encoder: Encoder) -> None:
         bound = self.encoder
@@ -128,7 +130,7 @@ class FaissMemory(MemoryStore):
         prompt with blanks; `MemoryLocked`. An error stores nothing.
         """
         check_policy(on_duplicate)
-        encoder = self.encoder
+        encoder = self._encoder or self.encoder  # who is bound stays so
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
