@@ -27,7 +27,7 @@ from ..errors import (
 )
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
-from .answer import Answer
+from .answer import hits
 from .approximate import NAMES, check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
@@ -160,7 +160,7 @@ class FaissMemory(MemoryStore):
             excluded = [self._journal.seqs_named(names) for names in left_out]
             found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
             return [
-                Answer(self._journal, index.seqs[rows].tolist(), records).ranked(scores.tolist(), k)
+                hits(self._journal, index.seqs[rows].tolist(), records, scores.tolist(), k)
                 for scores, rows, records in found
             ]
 
@@ -202,7 +202,7 @@ class FaissMemory(MemoryStore):
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
             seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            return Answer(self._journal, seqs.tolist(), index.records(seqs)).unranked()
+            return hits(self._journal, seqs.tolist(), index.records(seqs))
 
     def delete(self, ids: Sequence[str]) -> int:
         ids = id_list(ids)
