@@ -65,7 +65,10 @@ def test_compact_gives_back_room(folder, run):
 
 def test_another_index_is_made(folder, run):
     code, out, _ = run("reindex", folder, "--index", "ivf")
-    assert (code, out) == (0, f"{folder}: the index of 2 documents is now ivf.\n")
+    assert (code, out) == (
+        0,
+        f"{folder}: the index of 2 documents is now ivf, which of so many documents is exact.\n",
+    )
     code, out, _ = run("stats", folder, "--json")
     assert code == 0 and json.loads(out)["index"] == "ivf"
     code, _, err = run("reindex", folder, "--index", "hsnw")
@@ -74,16 +77,67 @@ def test_another_index_is_made(folder, run):
 
 def test_a_field_is_indexed_anew(folder, run):
     code, out, _ = run("index-field", folder, "colour")
-    assert (code, out) == (0, f"{folder}: 2 documents are found by colour.\n")
+    assert (code, out) == (0, f"{folder}: filters by colour find 2 documents.\n")
     code, out, _ = run("index-field", folder, "colour", "--json")
     assert code == 0 and json.loads(out) == {"field": "colour", "documents": 2}
     code, _, err = run("index-field", folder, "color")
     assert code == 1 and "No document has a field 'color'" in err and "Did you mean 'colour'?" in err
 
 
+def test_documents_are_removed_damaged_ones_as_well(folder, run):
+    connection = sqlite3.connect(folder / "memory.db")
+    with connection:
+        connection.execute("UPDATE contents SET data = x'00' WHERE key = 2")
+    connection.close()
+    assert run("verify", folder)[0] == 1
+    assert run("delete", folder, "blue", "gone")[:2] == (0, "1 document removed; the memory holds 1.\n")
+    assert run("verify", folder)[0] == 0
+    code, out, _ = run("delete", folder, "gone", "--json")
+    assert code == 1 and json.loads(out) == {"removed": 0, "left": 1}
+
+
+def test_what_is_no_memory_of_this_kind_is_told_from_one_that_lost_its_database(folder, tmp_path, run):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "chroma.sqlite3").write_bytes(b"another kind")
+    for command in ("stats", "verify", "compact"):
+        code, _, err = run(command, tmp_path / "other")
+        assert code == 1 and "no memory of this kind" in err
+    (folder / "memory.db").unlink()
+    for command in ("stats", "compact", "reindex"):
+        code, _, err = run(command, folder)
+        assert code == 1 and "its database, memory.db, is gone" in err and "backup" in err
+    assert not (folder / "memory.db").exists()
+
+
+def test_a_memory_is_not_exported_into_itself(folder, run):
+    for inside in (folder, folder / "shards"):
+        code, _, err = run("export", folder, inside)
+        assert code == 1 and "lies inside the memory" in err
+    assert not (folder / "shards").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["verify"], "no document was changed"),
+        (["reindex"], "no document was changed"),
+        (["export", "shards"], "the same command begins it anew"),
+    ],
+)
+def test_who_interrupts_a_command_is_told_what_has_come_of_it(folder, tmp_path, run, monkeypatch, command, said):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    for name in ("verify", "reindex", "items"):
+        monkeypatch.setattr(FaissMemory, name, interrupted)
+    name, *more = command
+    code, _, err = run(name, folder, *(tmp_path / one for one in more))
+    assert code == 130 and "Interrupted" in err and said in err
+
+
 def test_a_memory_is_exported_and_imported(folder, tmp_path, run):
     code, out, _ = run("export", folder, tmp_path / "shards")
-    assert (code, out) == (0, f"2 documents in 1 shards at {tmp_path / 'shards'}.\n")
+    assert (code, out) == (0, f"2 documents in 1 shard at {tmp_path / 'shards'}.\n")
     code, out, _ = run("import", tmp_path / "shards", tmp_path / "copy", "--json")
     assert code == 0 and json.loads(out) == {"read": 2, "new": 2, "stored": 2, "broken": {}}
     code, out, _ = run("import", tmp_path / "shards", tmp_path / "copy")
@@ -124,9 +178,9 @@ def test_what_is_no_export_is_not_imported(folder, tmp_path, run):
     assert code == 1 and "There is no memory at" in err and not (tmp_path / "shards").exists()
 
 
-@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex", "index-field"])
+@pytest.mark.parametrize("command", ["stats", "verify", "compact", "reindex", "index-field", "delete"])
 def test_no_memory_is_made_where_none_is(tmp_path, run, command):
-    more = ["colour"] if command == "index-field" else []
+    more = ["colour"] if command in ("index-field", "delete") else []
     code, _, err = run(command, tmp_path / "nowhere", *more)
     assert code == 1 and "There is no memory at" in err and "racm3 index" in err
     assert not (tmp_path / "nowhere").exists()

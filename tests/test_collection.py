@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -101,6 +102,15 @@ def test_bad_pictures_are_reported_and_passed_over(tmp_path: Path, read, skipped
 def test_a_broken_link_is_reported(tmp_path: Path, read, skipped):
     (tmp_path / "link.png").symlink_to(tmp_path / "gone.png")
     assert read() == [] and [path for path, _ in skipped] == ["link.png"]
+
+
+def test_a_pipe_that_is_named_like_a_picture_is_reported_and_not_waited_for(tmp_path: Path, read, skipped):
+    paint(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe.png")
+    assert [document.id for document in read()] == ["a.png"]
+    assert [(path, str(error).partition(" Put")[0]) for path, error in skipped] == [
+        ("pipe.png", "pipe.png is not a regular file.")
+    ]
 
 
 def test_bad_lines_are_reported_and_passed_over(tmp_path: Path, read, skipped):

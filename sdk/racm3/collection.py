@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from .document import Document, Image, Part
-from .errors import ConfigError, InvalidDocument, RACM3Error, nearest
+from .errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error, nearest
 from .interfaces import Progress
 
 logger = logging.getLogger(__name__)
@@ -165,6 +165,8 @@ def document_from_line(root: Path, line: str) -> Document:
 def image_in_folder(root: Path, name: str) -> tuple[Image, str]:
     """A picture of the folder, decoded now, so that a truncated one is found out here; and its path in the folder."""
     path, relative = _inside(root, name)
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise InvalidImage(f"{relative} is not a regular file.", "Put a picture there.")
     image = Image(path)
     _ = image.picture
     return image, relative

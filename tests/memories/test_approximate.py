@@ -193,6 +193,37 @@ def test_what_is_no_index_is_an_error_that_changes_nothing(tmp_path, name, said)
         assert memory.stats()["index"] == "exact"
 
 
+@pytest.mark.parametrize("name", ["PQ8", "IVF9999,Flat", "IDMap,Flat", None, 5])
+def test_an_index_that_cannot_be_made_of_these_documents_changes_nothing(tmp_path, name):
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS[:12], VECTORS[:12])
+        memory.flush()
+        before = sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir())
+        with pytest.raises(MemoryStoreError, match=r"No index '?(PQ8|IVF9999|IDMap|None|5)") as caught:
+            memory.reindex(name)
+        assert "Error in" not in str(caught.value) and "exact" in caught.value.hint
+        assert memory.stats()["index"] == "exact"
+        assert sorted((path.name, path.stat().st_size) for path in tmp_path.iterdir()) == before
+        memory.add(DOCUMENTS[12:13], VECTORS[12:13])
+        assert memory.search(VECTORS[12:13], k=1)[0][0].id == DOCUMENTS[12].id
+
+
+def test_an_index_that_cannot_be_made_any_more_gives_way_to_an_exact_one(tmp_path, caplog):
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS, VECTORS)
+        memory.reindex("IVF100,Flat")
+        memory.delete([document.id for document in DOCUMENTS[50:]])
+    (tmp_path / "index.json").unlink()
+    with FaissMemory(tmp_path) as memory:
+        assert_finds(memory, {d.id: v for d, v in zip(DOCUMENTS[:50], VECTORS[:50], strict=True)}, "exact")
+        assert "IVF100,Flat" in caplog.text and "An exact one is made" in caplog.text
+        memory.add(DOCUMENTS[50:], VECTORS[50:])
+        memory.flush()
+        assert memory._index.kind == "IVF100,Flat"
+
+
 def test_a_damaged_name_of_the_index_costs_no_answer(tmp_path, caplog):
     with FaissMemory(tmp_path) as memory:
         memory.bind(ENCODER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 
@@ -11,6 +12,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     Exit codes: 0; 1 for what is wrong with files, memories, models and pipelines; 2 for what can be seen to be wrong on
     the command line alone (an empty text, a number out of range, a filter that is not well formed); 130 when interrupted.
     """
-    from .app import run
+    try:
+        from .app import run
 
-    run(argv)
+        run(argv)
+    except KeyboardInterrupt:  # as the command line itself is being loaded
+        sys.exit(130)

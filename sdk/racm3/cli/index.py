@@ -20,6 +20,7 @@ from ..memories.database import LOCK
 from . import output
 from .memory_option import memory_path
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
+from .output import count
 
 MOST_SKIPPED = 50  # bad samples are named, up to so many
 
@@ -111,7 +112,8 @@ def index(
             }
         )
     else:
-        typer.echo(f"{read} documents read, {stored - before} of them new; the memory holds {stored}.")
+        holds = f"the memory holds {stored}" if stored else "none is stored"
+        typer.echo(f"{count(read, 'document')} read, {stored - before} of them new; {holds}.")
     _tell("passed over", [f"{path}: {error}" for path, error in skipped])
     _tell("near-duplicates passed over", [f"{id} looks like {of}" for id, of in repeated])
     if not read:
@@ -132,7 +134,7 @@ def _interrupted(stored: int, on_duplicate: OnDuplicate) -> str:
     if not stored:
         return "nothing is stored."
     again = "the same command" if on_duplicate == OnDuplicate.SKIP else "the same command with --on-duplicate skip"
-    return f"the memory holds {stored} documents, and {again} goes on from there."
+    return f"the memory holds {count(stored, 'document')}, and {again} goes on from there."
 
 
 def _not_there_yet(path: Path | None) -> list[Path]:

@@ -15,17 +15,21 @@ from . import output
 from .index import OnDuplicate
 from .memory_option import is_missing, only_read
 from .options import JsonOption
+from .output import count
 
 if TYPE_CHECKING:
     from ..memories.faiss import FaissMemory
 
 memory = typer.Typer(
-    no_args_is_help=True, help="Look after a memory: stats, verify, compact, reindex, index-field, export, import."
+    no_args_is_help=True,
+    help="Look after a memory: stats, verify, compact, reindex, index-field, delete, export, import.",
 )
 
 FolderArgument = Annotated[Path, typer.Argument(metavar="PATH", help="The folder of the memory.")]
 ShardsArgument = Annotated[Path, typer.Argument(metavar="SHARDS", help="The folder of the export.")]
 KindOption = Annotated[str, typer.Option("--kind", metavar="NAME", help="The kind of memory that lies at PATH.")]
+
+UNCHANGED = "no document was changed."
 
 
 @memory.command(epilog="Example: racm3 memory stats ./memory")
@@ -52,7 +56,7 @@ def stats(path: FolderArgument, as_json: JsonOption = False) -> None:
 @memory.command(epilog="Example: racm3 memory verify ./memory")
 def verify(path: FolderArgument, as_json: JsonOption = False) -> None:
     """Read everything in a memory and check it. Exit status 1 when something is damaged."""
-    with _opened(path) as opened, output.progress("Verifying") as progress:
+    with output.interruptible(lambda: UNCHANGED), _opened(path) as opened, output.progress("Verifying") as progress:
         problems = opened.verify(progress)
     if as_json:
         output.print_json({"sound": not problems, "problems": problems})
@@ -68,7 +72,11 @@ def verify(path: FolderArgument, as_json: JsonOption = False) -> None:
 @memory.command(epilog="Example: racm3 memory compact ./memory")
 def compact(path: FolderArgument, as_json: JsonOption = False) -> None:
     """Give the room of what was removed back to the disk."""
-    with _opened(path, read_only=False) as opened, output.working("Compacting"):
+    with (
+        output.interruptible(lambda: UNCHANGED),
+        _opened(path, read_only=False) as opened,
+        output.working("Compacting"),
+    ):
         before = sum(opened.stats()["bytes"].values())
         opened.compact()
         after = sum(opened.stats()["bytes"].values())
@@ -87,13 +95,21 @@ def reindex(
     as_json: JsonOption = False,
 ) -> None:
     """Make another kind of index. Others can search meanwhile."""
-    with _opened(path, read_only=False) as opened, output.progress("Indexing") as progress:
+    from ..memories.approximate import chosen
+
+    with (
+        output.interruptible(lambda: UNCHANGED),
+        _opened(path, read_only=False) as opened,
+        output.progress("Indexing") as progress,
+    ):
         opened.reindex(index, progress)
         documents = len(opened)
+    kind = chosen(index, documents)
     if as_json:
-        output.print_json({"index": index, "documents": documents})
+        output.print_json({"index": index, "kind": kind, "documents": documents})
     else:
-        typer.echo(f"{path}: the index of {documents} documents is now {index}.")
+        by_size = "" if kind == index else f", which of so many documents is {kind}"
+        typer.echo(f"{path}: the index of {count(documents, 'document')} is now {index}{by_size}.")
 
 
 @memory.command(epilog="Example: racm3 memory index-field ./memory style")
@@ -103,12 +119,35 @@ def index_field(
     as_json: JsonOption = False,
 ) -> None:
     """Make the index of a metadata field anew. Fields are indexed as documents come; this mends what verify says of filters."""
-    with _opened(path, read_only=False) as opened, output.progress("Indexing") as progress:
+    with (
+        output.interruptible(lambda: UNCHANGED),
+        _opened(path, read_only=False) as opened,
+        output.progress("Indexing") as progress,
+    ):
         documents = opened.index_field(field, progress)
     if as_json:
         output.print_json({"field": field, "documents": documents})
     else:
-        typer.echo(f"{path}: {documents} documents are found by {field}.")
+        typer.echo(f"{path}: filters by {field} find {count(documents, 'document')}.")
+
+
+@memory.command(epilog="Example: racm3 memory delete ./memory kite.png")
+def delete(
+    path: FolderArgument,
+    ids: Annotated[list[str], typer.Argument(metavar="ID...", help="Of documents, as search shows them.")],
+    kind: KindOption = "faiss",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove documents, damaged ones as well. Exit status 1 when none of them is there."""
+    _check_there(path)
+    with _of_kind(kind, path) as opened:
+        removed, left = opened.delete(ids), len(opened)
+    if as_json:
+        output.print_json({"removed": removed, "left": left})
+    else:
+        typer.echo(f"{count(removed, 'document')} removed; the memory holds {left}.")
+    if not removed:
+        raise typer.Exit(1)
 
 
 @memory.command(name="export", epilog="Example: racm3 memory export ./memory ./shards")
@@ -122,14 +161,19 @@ def export(
     """Write all documents of a memory, with their vectors, as webdataset shards: pictures and JSON."""
     from ..memories.shards import export_memory
 
-    if is_missing(path.expanduser()):
-        raise ConfigError(f"There is no memory at {path}.", f"Make one: racm3 index FOLDER --memory {path}")
-    with _of_kind(kind, path, read_only=True) as opened, output.progress(f"Exporting {path}") as progress:
+    _check_there(path)
+    if shards.expanduser().resolve().is_relative_to(path.expanduser().resolve()):
+        raise ConfigError(f"{shards} lies inside the memory.", "Give a folder outside of it.")
+    with (
+        output.interruptible(lambda: "the export is not finished, and the same command begins it anew."),
+        _of_kind(kind, path, read_only=True) as opened,
+        output.progress(f"Exporting {path}") as progress,
+    ):
         made = export_memory(opened, shards.expanduser(), shard_bytes=shard_mb * 2**20, progress=progress)
     if as_json:
         output.print_json({"documents": len(made), "shards": [shard._asdict() for shard in made.shards]})
     else:
-        typer.echo(f"{len(made)} documents in {len(made.shards)} shards at {shards}.")
+        typer.echo(f"{count(len(made), 'document')} in {count(len(made.shards), 'shard')} at {shards}.")
 
 
 @memory.command(name="import", epilog="Example: racm3 memory import ./shards ./chroma --kind chroma")
@@ -153,7 +197,11 @@ def import_(
         raise ConfigError(
             f"All {len(bad)} shards of {shards} are broken: {next(iter(bad.values()))}", "Copy them again."
         )
-    with _of_kind(kind, path) as opened, output.progress(f"Importing {shards}") as progress:
+    with (
+        output.interruptible(lambda: "what was stored stays, and the same command with --on-duplicate skip goes on."),
+        _of_kind(kind, path) as opened,
+        output.progress(f"Importing {shards}") as progress,
+    ):
         before = len(opened)
         broken = import_memory(
             export, opened, on_duplicate=on_duplicate.value, skip_broken=skip_broken, progress=progress
@@ -162,9 +210,14 @@ def import_(
     if as_json:
         output.print_json({"read": len(export), "new": stored - before, "stored": stored, "broken": broken})
     else:
-        typer.echo(f"{stored - before} new documents; the memory holds {stored}.")
+        typer.echo(f"{count(stored - before, 'new document')}; the memory holds {stored}.")
     for name, why in broken.items():
         output.note(f"{name} was passed over: {why}")
+
+
+def _check_there(path: Path) -> None:
+    if is_missing(path.expanduser()):
+        raise ConfigError(f"There is no memory at {path}.", f"Make one: racm3 index FOLDER --memory {path}")
 
 
 def _of_kind(kind: str, path: Path, *, read_only: bool = False) -> MemoryStore:
@@ -178,6 +231,7 @@ def _of_kind(kind: str, path: Path, *, read_only: bool = False) -> MemoryStore:
 def _opened(path: Path, *, read_only: bool = True) -> FaissMemory:
     from ..memories.faiss import DATABASE, FaissMemory
 
-    if not (path.expanduser() / DATABASE).exists():
-        raise ConfigError(f"There is no memory at {path}.", f"Make one: racm3 index FOLDER --memory {path}")
-    return FaissMemory(path.expanduser(), read_only=read_only)
+    _check_there(path)
+    folder = path.expanduser()
+    is_there = (folder / DATABASE).exists()  # to look after what is not there, no memory is made; opening it says why
+    return FaissMemory(folder, read_only=read_only or not is_there)

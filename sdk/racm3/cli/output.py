@@ -128,6 +128,11 @@ def table(columns: list[str], rows: list[list[str]]) -> None:
     drawn.print(made)
 
 
+def count(number: int, of: str) -> str:
+    """ "1 shard", "2 shards"."""
+    return f"{number} {of}" if number == 1 else f"{number} {of}s"
+
+
 @contextmanager
 def interruptible(outcome: Callable[[], str] = lambda: "nothing was written.") -> Iterator[None]:
     """Ctrl-C inside ends the command with status 130, and a line that says what has come of it so far."""

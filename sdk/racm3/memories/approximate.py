@@ -17,7 +17,9 @@ looks as far as FAISS does of itself.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +51,8 @@ OVERFETCH = 10  # how many times more than wanted is scored again
 LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
+_REASON = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", re.DOTALL)  # what FAISS says before it
+
 
 def check_name(name: str, dim: int) -> None:
     """Raise `MemoryStoreError` unless an index of a width can be made by that name."""
@@ -57,14 +61,14 @@ def check_name(name: str, dim: int) -> None:
     if name not in NAMES:
         try:
             faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
-        except Exception as error:
-            hint = f"{nearest(name, NAMES)} Use {', '.join(NAMES)}, or a factory string of FAISS."
+        except Exception as error:  # a TypeError of what is no str, too
+            hint = f"{nearest(str(name), NAMES)} Use {', '.join(NAMES)}, or a factory string of FAISS."
             raise MemoryStoreError(f"No index {name!r} of width {dim}.", hint.strip()) from error
 
 
 def chosen(name: str, documents: int) -> str:
     """What an index of that name is for so many documents."""
-    if name in NAMES and documents <= SMALL:
+    if not documents or (name in NAMES and documents <= SMALL):
         return "exact"
     return ("exact" if documents <= AUTO else "ivf") if name == "auto" else name
 
@@ -72,7 +76,8 @@ def chosen(name: str, documents: int) -> str:
 def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | None = None) -> VectorIndex:
     """The index by a name for the documents of another one, as far as that is: trained where it has to be, and filled.
 
-    progress: called with the number of documents that are in it.
+    progress: called with the number of documents that are in it. Raises `MemoryStoreError` when there is no such index, or
+    none can be made of these documents.
     """
     check_name(name, index.dim)
     kind = chosen(name, len(index.seqs) - index.dead)
@@ -84,12 +89,13 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
     made, sampled = _made(kind, index.dim, len(index.seqs))
     if not made.is_trained:
         rng = np.random.default_rng(0)
-        made.train(
-            index.records(np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))).vectors
-        )
+        sample = np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))
+        with _making(kind, len(index.seqs)):
+            made.train(index.records(sample).vectors)
     for segment in index.segments:
         for start in range(0, len(segment), ROWS):
-            made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
+            with _making(kind, len(index.seqs)):
+                made.add(np.ascontiguousarray(segment.vectors[start : start + ROWS]))
             if progress is not None:
                 progress(made.ntotal)
     if kind in CELLS:
@@ -116,6 +122,18 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
     made = faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT)
     made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
     return made, max(SAMPLE * cells, 2**14)
+
+
+@contextmanager
+def _making(name: str, documents: int) -> Iterator[None]:
+    """FAISS's errors as ours: which strings of its factory need how many vectors, or none, is found out by trying."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        why = "more memory than there is" if isinstance(error, MemoryError) else _REASON.sub("", str(error)).strip()
+        raise MemoryStoreError(
+            f"No index {name!r} can be made of {documents} documents: {why}.", f"Use {', '.join(NAMES)}."
+        ) from error
 
 
 def _narrow(index: Any) -> None:

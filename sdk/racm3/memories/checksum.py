@@ -26,5 +26,6 @@ def matches(check: object, *pieces: object) -> bool:
 
 def corrupt(name: str) -> MemoryCorrupt:
     return MemoryCorrupt(
-        f"Document {name!r} does not match its checksum.", "Delete it or restore the memory from a backup."
+        f"Document {name!r} does not match its checksum.",
+        "Delete it (racm3 memory delete), or restore the memory from a backup.",
     )

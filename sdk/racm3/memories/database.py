@@ -298,14 +298,17 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
         if database.exists():
             _check_not_emptied(database)
             return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
+        if folder.exists() and any(folder.glob("index*")):
+            raise _lost(f"{folder} holds the index of a memory, but its database, {DATABASE}, is gone.")
+        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise MemoryCorrupt(
+                f"{folder} holds files, but no memory of this kind.",
+                "Give the path of a memory, or an empty folder. One of another kind opens by that kind's own name.",
+            )
         if read_only:
             raise MemoryStoreError(
                 f"There is no memory at {folder}.",
                 "Make one: racm3 index FOLDER --memory PATH, or FaissMemory(PATH), which makes it.",
-            )
-        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
-            raise MemoryCorrupt(
-                f"{folder} holds files, but no memory.", "Give the path of a memory, or an empty folder."
             )
         make_folder(folder)
     except OSError as error:
@@ -321,10 +324,11 @@ def _check_not_emptied(database: Path) -> None:
         and not (log.exists() and log.stat().st_size)
         and any(database.parent.glob("index*"))
     ):
-        raise MemoryCorrupt(
-            f"{database} is empty, although there is an index of its documents beside it.",
-            "Restore it from a backup; or remove the folder, to begin anew.",
-        )
+        raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
+
+
+def _lost(what: str) -> MemoryCorrupt:
+    return MemoryCorrupt(what, "Restore it from a backup; or remove the folder, to begin anew.")
 
 
 @contextmanager

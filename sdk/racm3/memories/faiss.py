@@ -28,7 +28,7 @@ from ..errors import (
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .answer import hits
-from .approximate import NAMES, check_name, chosen, made_of
+from .approximate import check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
 from .durable import make_folder, part_of
@@ -294,20 +294,23 @@ class FaissMemory(MemoryStore):
         see `racm3.memories.approximate`. Other processes go on with the one that they have, and find the same documents.
         Documents that are added enter it; when a memory has grown to several times its size, this trains it anew.
 
-        progress: called with the number of documents in the new index, the number in all, and "index".
+        progress: called with the number of documents in the new index, the number in all, and "index". Raises
+        `MemoryStoreError`, and changes nothing, when there is no such index, or none can be made for these documents.
         """
         encoder = self.encoder
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         check_name(index, encoder.dim)
         with self._journal.writing():
-            self._journal.set_index_name(index)
-        with self._journal.reading():
             current = self._caught_up()
             assert current is not None
-            self._index = self._named(current, progress)
-            if self._folder is not None:
-                self._index = snapshot.save(self._index, self._folder)
+            total = len(current.live)
+            made = made_of(current, index, lambda done: progress and progress(done, total, "index"))
+            self._journal.set_index_name(index)
+        with self._journal.reading():
+            self._index = made if self._folder is None else snapshot.save(made, self._folder)
+        if progress is not None:
+            progress(total, total, "index")
 
     def index_field(self, name: str, progress: Progress | None = None) -> int:
         """Make the index of a metadata field anew, which mends what `verify` says of filters; how many documents have it.
@@ -384,19 +387,14 @@ class FaissMemory(MemoryStore):
         self._take_in(index, state)
         return self._named(index)
 
-    def _named(self, index: VectorIndex, progress: Progress | None = None) -> VectorIndex:
-        """The index of the kind that the memory is to have, over the vectors of another one."""
-        name, total = self._journal.index_name(), len(index.live)
-        told = self._teller(total) if progress is None else lambda done: progress(done, total, "index")
+    def _named(self, index: VectorIndex) -> VectorIndex:
+        """The index of the kind that the memory is to have, over the vectors of another one; an exact one where none of that
+        kind can be made of these documents any more."""
         try:
-            made = made_of(index, name, told)
+            return made_of(index, self._journal.index_name(), self._teller(len(index.live)))
         except MemoryStoreError as error:
-            if name in NAMES:
-                raise
             logger.warning("%s An exact one is made.", error.message)
-            made = made_of(index, "exact")
-        told(total)
-        return made
+            return made_of(index, "exact")
 
     def _teller(self, total: int) -> Callable[[int], object]:
         """Says how far an index has come that takes long and was not asked for: after an import, or a lost snapshot."""

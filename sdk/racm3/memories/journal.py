@@ -217,9 +217,10 @@ class Journal(Database):
             for document, vector in batch:
                 if document.id in stored or document.id in new:
                     if on_duplicate == "error":
+                        twice = "comes twice" if document.id in new else "is already stored"
                         raise DuplicateDocument(
-                            f"A document with id {document.id!r} is already stored.",
-                            "Nothing of this call was. To go on, use on_duplicate='skip' or 'replace'.",
+                            f"A document with id {document.id!r} {twice}.",
+                            "Nothing of this call is stored. Skip or replace them: on_duplicate (--on-duplicate).",
                         )
                     if on_duplicate == "skip":
                         continue

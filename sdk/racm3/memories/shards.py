@@ -16,6 +16,7 @@ A shard is there whole or not at all, and an export is one only when its last sh
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import json
@@ -163,9 +164,8 @@ def export_memory(
                 _write_manifest(folder, finished=False)
             raise
     except OSError as error:
-        raise MemoryStoreError(
-            f"The export cannot be written to {folder}: {error.strerror or error}.", "Make room, and export again."
-        ) from error
+        hint = "Make room, and export again." if error.errno == errno.ENOSPC else "Give a folder that can be written."
+        raise MemoryStoreError(f"The export cannot be written to {folder}: {error.strerror or error}.", hint) from error
     return Export(folder)
 
 
