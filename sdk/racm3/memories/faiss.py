@@ -20,11 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..document import Document
-from ..errors import (
-    EncoderMismatch,
-    MemoryStoreError,
-    nearest,
-)
+from ..errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError, nearest
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .answer import hits
@@ -392,6 +388,8 @@ class FaissMemory(MemoryStore):
         kind can be made of these documents any more."""
         try:
             return made_of(index, self._journal.index_name(), self._teller(len(index.live)))
+        except MemoryCorrupt:
+            raise
         except MemoryStoreError as error:
             logger.warning("%s An exact one is made.", error.message)
             return made_of(index, "exact")
