@@ -99,6 +99,7 @@ def test_documents_are_removed_damaged_ones_as_well(folder, run):
 def test_what_is_no_memory_of_this_kind_is_told_from_one_that_lost_its_database(folder, tmp_path, run):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "chroma.sqlite3").write_bytes(b"another kind")
+    (tmp_path / "other" / "index.html").write_text("of another thing")
     for command in ("stats", "verify", "compact"):
         code, _, err = run(command, tmp_path / "other")
         assert code == 1 and "no memory of this kind" in err

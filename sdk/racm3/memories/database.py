@@ -298,7 +298,7 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
         if database.exists():
             _check_not_emptied(database)
             return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
-        if folder.exists() and any(folder.glob("index*")):
+        if _has_index(folder):
             raise _lost(f"{folder} holds the index of a memory, but its database, {DATABASE}, is gone.")
         if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
             raise MemoryCorrupt(
@@ -319,12 +319,13 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
 def _check_not_emptied(database: Path) -> None:
     """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
     log = database.with_name(f"{database.name}-wal")
-    if (
-        database.stat().st_size == 0
-        and not (log.exists() and log.stat().st_size)
-        and any(database.parent.glob("index*"))
-    ):
+    if database.stat().st_size == 0 and not (log.exists() and log.stat().st_size) and _has_index(database.parent):
         raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
+
+
+def _has_index(folder: Path) -> bool:
+    """Whether the vectors of documents lie in a folder; what else is named index may be somebody else's."""
+    return folder.is_dir() and any(folder.glob("vectors-*.rows"))
 
 
 def _lost(what: str) -> MemoryCorrupt:

@@ -45,7 +45,7 @@ SELECT documents.seq, id, content_hash, metadata, vector, documents.checksum, ha
 FROM documents LEFT JOIN parts ON parts.seq = documents.seq LEFT JOIN contents ON key = content
 WHERE documents.seq IN (?) ORDER BY documents.seq, position
 """
-READ_SHORT = READ.replace(" data,", f" iif(length(data) > {SHORT}, NULL, data),")
+READ_SHORT = READ.replace(" data,", f" CASE WHEN length(data) <= {SHORT} THEN data END,")
 
 
 class State(NamedTuple):

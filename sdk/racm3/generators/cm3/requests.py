@@ -150,7 +150,7 @@ class RequestReader:
         if extent > limit:
             raise GenerationError(
                 f"The prompt with its blanks filled takes up to {extent} positions; the model holds {limit}.",
-                "Make the prompt shorter; what is to be written into it, too, by max_text_tokens.",
+                "Make the prompt shorter, or, where a text is to be written, lower max_text_tokens.",
             )
         return (limit - extent) // self.format.document_stride * self.format.document_stride
 
