@@ -40,7 +40,8 @@ AS_HALVES = ("hnsw", "ivf")  # whose vectors are float16, so that their scores a
 CELLS = ("ivf", "ivf-pq")
 SMALL = 10_000  # up to so many documents every named index is exact: a scan takes no longer
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
-SAMPLE = 64  # vectors for each cell that training looks at
+SAMPLE = 40  # vectors for each cell that training looks at; FAISS wants 39
+ROUNDS = 5  # of k-means over all cells, behind a start that is near already
 NEIGHBOURS = 32  # of a node in the graph of hnsw
 FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
 ASKED, NEAREST = 256, 10  # so many documents, and so many neighbours of each
@@ -91,7 +92,10 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
         rng = np.random.default_rng(0)
         sample = np.sort(rng.choice(index.seqs, size=min(len(index.seqs), sampled), replace=False))
         with _making(kind, len(index.seqs)):
-            made.train(index.records(sample).vectors)
+            vectors = index.records(sample).vectors
+            if kind in CELLS:
+                made.quantizer.add(_centres(vectors, made.nlist))
+            made.train(vectors)
     for segment in index.segments:
         for start in range(0, len(segment), ROWS):
             with _making(kind, len(index.seqs)):
@@ -113,7 +117,7 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
         return faiss.index_factory(dim, f"HNSW{NEIGHBOURS}_SQfp16", faiss.METRIC_INNER_PRODUCT), SAMPLE
     if kind not in NAMES:
         return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
-    cells = max(1, min(int(4 * math.sqrt(documents)), documents // 39))  # k-means wants 39 of each
+    cells = max(1, min(int(8 * math.sqrt(documents)), documents // SAMPLE))
     if kind == "ivf":
         made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
         made.by_residual = False  # scores are by the vectors, whatever becomes of the centres
@@ -122,6 +126,28 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
     made = faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT)
     made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
     return made, max(SAMPLE * cells, 2**14)
+
+
+def _centres(vectors: np.ndarray, cells: int) -> np.ndarray:
+    """The centres of so many cells for vectors (float32 [n, dim]): float32 [cells, dim].
+
+    K-means that starts where smaller ones have ended, which cluster the vectors coarsely and then each of these clusters:
+    in a third of the time it leaves fewer documents in cells where nobody looks for them than one that starts anywhere.
+    """
+    import faiss
+
+    def clustered(rows: np.ndarray, count: int, start: np.ndarray | None = None) -> faiss.Kmeans:
+        rounds = 10 if start is None else ROUNDS
+        means = faiss.Kmeans(rows.shape[1], count, niter=rounds, spherical=True, min_points_per_centroid=1)
+        means.train(rows, init_centroids=start)
+        return means
+
+    coarse = clustered(vectors, math.isqrt(cells))
+    _, cluster = coarse.assign(vectors)
+    sizes = np.bincount(cluster, minlength=coarse.k)
+    counts = np.diff(np.cumsum(sizes) * cells // len(vectors), prepend=0)  # each gets cells by its size
+    fine = [clustered(vectors[cluster == number], count) for number, count in enumerate(counts.tolist()) if count]
+    return clustered(vectors, cells, np.concatenate([means.centroids for means in fine])).centroids
 
 
 @contextmanager

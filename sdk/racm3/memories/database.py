@@ -22,7 +22,6 @@ LOCK = ".lock"  # beside the database: the claim of the process that writes
 BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
 PAGE = 8192  # bytes; three documents of 2 KB share one, where SQLite's default of 4096 takes one for each
 PACKED_PAGE = 16384  # of what is not written to any more: larger ones waste less still, but log more for each addition
-READER_CACHE = 8 * 2**20  # bytes; SQLite's own 2 MB do not hold the inner nodes of a memory of 100,000 documents
 WRITER_CACHE = 16 * 2**20  # bytes; ids and hashes come in any order, so a writer touches its indexes all over
 BATCH = 512  # rows read, or keys of one statement, at a time
 
@@ -156,7 +155,6 @@ class Database:
                 run(f"PRAGMA user_version = {FORMAT}")
             run("COMMIT")
         self.shipped = run("PRAGMA journal_mode").fetchone()[0] == "delete"
-        run(f"PRAGMA cache_size = {-READER_CACHE // 1024}")
         run(f"PRAGMA synchronous = {'FULL' if self.durable else 'NORMAL'}")
 
     def _is_ours(self) -> bool:
