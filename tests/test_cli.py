@@ -341,6 +341,7 @@ def test_search_shows_a_table_without_reading_captions_as_markup(memory: Path, r
         ("generate", "x", "-k", "-1"),
         ("generate", "x", "--top-p", "0"),
         ("generate", "x", "--top-p", "nan"),
+        ("generate", "x", "--context-guidance", "-1"),
         ("generate", "x", "--temperature", "-1"),
         ("caption", "x.png", "--max-text-tokens", "0"),
         ("search", "x", "-k", "0"),

@@ -76,6 +76,20 @@ def test_overrides_win_replace_and_leave_out(write):
     assert dict(replaced.retriever.settings) == {}, "settings of another component do not carry over"
 
 
+def test_options_of_every_answer(write):
+    text = GOOD + "[options]\ntop_p = 0.9\nn = 3\n"
+    assert load_config(write(GOOD)).options == {}
+    assert load_config(write(text)).options == {"top_p": 0.9, "n": 3}
+    assert load_config(write(text), overrides={"options": {"n": 1}}).options == {"top_p": 0.9, "n": 1}
+    assert load_config(write(text), overrides={"options": None}).options == {}
+    with pytest.raises(ConfigError, match=r"pipeline.toml: \[options\] has no setting 'topp'.*Did you mean 'top_p'"):
+        load_config(write(text.replace("top_p", "topp")))
+    with pytest.raises(ConfigError, match=r"\[options\]: top_p = 9.0 is not valid"):
+        load_config(write(text.replace("0.9", "9.0")))
+    with pytest.raises(ConfigError, match=r"options = 3 is not a table. Write \[options\] with its settings in it"):
+        load_config(write(f"options = 3\n{GOOD}"))
+
+
 def test_a_setting_that_is_a_name_or_a_path(install, own_registry, tmp_path: Path):
     source = """
     from pathlib import Path
@@ -123,7 +137,7 @@ def test_secrets_come_from_the_environment_and_are_never_shown(write, monkeypatc
         (
             "[memory]",
             "[memroy]",
-            "No table 'memroy'. Tables: retriever, memory, sampler, generator. Did you mean 'memory'?",
+            "No table 'memroy'. Tables: retriever, memory, sampler, generator, options. Did you mean 'memory'?",
         ),
         (
             "path =",

@@ -267,6 +267,18 @@ def test_options(pipeline: Pipeline):
             pipeline.imagine("a fox", options=wrong)
 
 
+def test_options_of_a_pipeline_hold_where_a_call_gives_no_others():
+    own = {"top_p": 0.5, "n": 2, "seed": 9}
+    with Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options=own) as pipeline:
+        plain = pipeline.imagine("a fox", k=0)
+        assert (plain.options.top_p, len(plain.outputs), plain.seed) == (0.5, 2, 9)
+        other = pipeline.imagine("a fox", k=0, n=3, seed=1, options={"top_p": 0.7, "temperature": 0.2})
+        assert (other.options.top_p, other.options.temperature, len(other.outputs), other.seed) == (0.7, 0.2, 3, 1)
+        assert pipeline.imagine("a fox", k=0, options=Options(temperature=0.1)).options.top_p == 0.5, "it says nothing"
+    with pytest.raises(ConfigError, match="no setting 'topp'"):
+        Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options={"topp": 1})
+
+
 class Drafts(Options):
     """Options of one generator."""
 

@@ -36,9 +36,16 @@ class Asked:
 
 
 def all_options(
-    own: type[Options] | None, options: Options | Mapping[str, Any] | None, *, n: int, seed: int | None
+    own: type[Options] | None,
+    options: Options | Mapping[str, Any] | None,
+    *,
+    defaults: Mapping[str, Any] | None = None,
+    n: int = 1,
+    seed: int | None,
 ) -> Options:
-    """All options in one, of the generator's own type: `n` and `seed` are short for the fields of the same name."""
+    """All options in one, of the generator's own type: `n` and `seed` are short for the fields of the same name.
+
+    defaults: what holds where `options` says nothing."""
     own = own or Options
     # A subclass that the generator does not name is the caller's business.
     kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
@@ -46,7 +53,8 @@ def all_options(
         raise ConfigError(
             f"Options are an Options or a mapping, not {type(options).__name__}.", 'For example {"temperature": 0.8}.'
         )
-    given = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
+    asked = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
+    given = {**(defaults or {}), **asked}
     if n != 1 or "n" not in given:
         given["n"] = n
     if seed is not None or "seed" not in given:

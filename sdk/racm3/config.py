@@ -13,6 +13,8 @@
     name = "cm3"
     checkpoint = "./checkpoint"
     token = { env = "MY_TOKEN" }        # a secret, read from the environment
+    [options]                           # of every answer, as far as a call gives no others; left out: the generator's own
+    context_guidance = 3.0
 
 A mapping with the same tables does as well.
 """
@@ -22,7 +24,7 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +36,7 @@ from .settings import Secret
 TABLES = tuple(INTERFACES)
 DEFAULTS: Mapping[str, Mapping[str, Any]] = {"sampler": {"name": "diverse"}}
 REQUIRED = ("retriever", "memory")
+OPTIONS = "options"  # the table that is no component
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,7 @@ class PipelineConfig:
     memory: ComponentConfig
     sampler: ComponentConfig
     generator: ComponentConfig | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 def load_config(
@@ -100,10 +104,12 @@ def _checked(
 ) -> PipelineConfig:
     for given in (tables, overrides):
         for table, content in given.items():
-            if table not in TABLES:
-                raise ConfigError(f"No table {table!r}. Tables: {', '.join(TABLES)}.", nearest(str(table), TABLES))
+            if table not in (*TABLES, OPTIONS):
+                known = (*TABLES, OPTIONS)
+                raise ConfigError(f"No table {table!r}. Tables: {', '.join(known)}.", nearest(str(table), known))
             if not isinstance(content, Mapping) and not (given is overrides and content is None):
-                raise ConfigError(f"{table} = {content!r} is not a table.", f'Write [{table}] with name = "..." in it.')
+                inside = "its settings" if table == OPTIONS else 'name = "..."'
+                raise ConfigError(f"{table} = {content!r} is not a table.", f"Write [{table}] with {inside} in it.")
     made: dict[str, ComponentConfig] = {}
     for table in TABLES:
         own, over = tables.get(table, DEFAULTS.get(table)), overrides.get(table, {})
@@ -116,7 +122,18 @@ def _checked(
     for table in REQUIRED:
         if table not in made:
             raise ConfigError(f"The table [{table}] is missing.", f'Write [{table}] with name = "..." in it.')
-    return PipelineConfig(**made)
+    return PipelineConfig(**made, options=_options(tables, overrides, made.get("generator")))
+
+
+def _options(
+    tables: Mapping[str, Any], overrides: Mapping[str, Mapping[str, Any] | None], generator: ComponentConfig | None
+) -> Mapping[str, Any]:
+    """The options of every answer, checked if there is a generator to answer."""
+    over = overrides.get(OPTIONS, {})
+    given = {} if over is None else {**tables.get(OPTIONS, {}), **over}
+    if given and generator is not None:
+        registry().validate_options(generator.interface, generator.name, given)
+    return given
 
 
 def _component(table: str, own: Mapping[str, Any], over: Mapping[str, Any], folder: Path) -> ComponentConfig:

@@ -14,6 +14,8 @@ class Options(BaseModel):
     that it comes out the same alone and among others (equal prompts of one call are told apart by their order).
 
     guidance: classifier-free, l_u + s (l_c - l_u): the unconditional stream hides the prompt and keeps the documents.
+    context_guidance: the same for the documents, l_0 + s (l_c - l_0), where l_0 sees the prompt alone (context-aware
+    decoding, arXiv 2305.14739): above 1 the model keeps closer to what was retrieved. With both, the documents' comes first.
     decoding: "contrast" draws by CD-K, log p_c - log p_u among the tokens with p_c >= contrast_share times the
     contrast_k-th largest p_c; "mixed" every second sample (CM3Leon). Where a prompt shows nothing but what is filled,
     there is nothing to hide, and both draw as without. group_size: run groups of so many documents and
@@ -32,6 +34,7 @@ class Options(BaseModel):
     no_repeat: int = Field(0, ge=0, description="no so many text tokens in a row twice; 0: allowed")
     repetition_penalty: float = Field(1.0, ge=1, description="divides the probability of text tokens drawn before")
     guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1: none")
+    context_guidance: float = Field(1.0, ge=0, description="guidance by the retrieved documents; 1: none")
     decoding: Literal["sample", "contrast", "mixed"] = "sample"
     contrast_k: int = Field(8, ge=1)
     contrast_share: float = Field(0.5, gt=0, le=1)

@@ -53,6 +53,8 @@ class Pipeline(Tasks):
     The memory is bound to the retriever's encoder: one that was filled by another raises `EncoderMismatch`.
     A context manager: leaving it closes the memory.
 
+    options: of every answer, as far as a call gives no others; a mapping with some fields of the generator's `options_type`.
+
     >>> from racm3 import Document, Pipeline
     >>> from racm3.memories.faiss import FaissMemory
     >>> from racm3.testing import HashingRetriever, PaintingGenerator
@@ -70,6 +72,8 @@ class Pipeline(Tasks):
         memory: MemoryStore,
         sampler: Sampler | None = None,
         generator: Generator | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         if sampler is None:
             from .samplers.diverse import DiverseSampler
@@ -87,8 +91,10 @@ class Pipeline(Tasks):
                     "Pipeline.from_config builds one from names and settings.",
                 )
         self.retriever, self.memory, self.sampler, self.generator = retriever, memory, sampler, generator
+        self.options = dict(options or {})
         if generator is not None:
             checked_generator(generator)
+            all_options(generator.options_type, self.options, seed=0)
         with calling(retriever):
             encoder = retriever.encoder
         checked_encoder(retriever, encoder)
@@ -108,7 +114,7 @@ class Pipeline(Tasks):
         _ = retriever.encoder  # what cannot be found is found out before a new memory leaves its files behind
         memory = config.memory.create()
         try:
-            return cls(retriever, memory, sampler, generator)
+            return cls(retriever, memory, sampler, generator, options=config.options)
         except BaseException:
             memory.close()
             raise
@@ -327,7 +333,7 @@ class Pipeline(Tasks):
             _check_count("k", k, least=0)
         check_filter(where)
         check_rerank(rerank)
-        return all_options(generator.options_type, options, n=n, seed=seed)
+        return all_options(generator.options_type, options, defaults=self.options, n=n, seed=seed)
 
     def _ask(
         self, prompts: list[Document], *, k: int | None = None, where: Where | None = None,

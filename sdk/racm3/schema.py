@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from .config import DEFAULTS, REQUIRED
+from .config import DEFAULTS, OPTIONS, REQUIRED
 from .errors import PluginError
 from .hookspecs import INTERFACES
+from .interfaces import Generator
 from .registry import registry
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -42,6 +44,7 @@ def pipeline_schema() -> tuple[dict[str, Any], dict[str, PluginError]]:
             definitions[own] = _with_name(described, name, registry().component(interface, name).summary)
             choices.append({"$ref": f"#/$defs/{own}"})
         tables[kind] = {"oneOf": choices} | ({"default": dict(DEFAULTS[kind])} if kind in DEFAULTS else {})
+    tables[OPTIONS] = _options(definitions)
     schema = {
         "$schema": DIALECT,
         "title": "A racm3 pipeline",
@@ -52,6 +55,20 @@ def pipeline_schema() -> tuple[dict[str, Any], dict[str, PluginError]]:
         "$defs": definitions,
     }
     return schema, left_out
+
+
+def _options(definitions: dict[str, Any]) -> dict[str, Any]:
+    """The schema of the options of answers: those of any installed generator."""
+    models = {}
+    for name in registry().names(Generator):
+        with suppress(PluginError):  # it is left out above
+            models[registry().options_model(Generator, name)] = name
+    for model, name in models.items():
+        described = model.model_json_schema(ref_template=f"#/$defs/{OPTIONS}.{name}.{{model}}")
+        nested = described.pop("$defs", {})
+        definitions |= {f"{OPTIONS}.{name}.{key}": value for key, value in nested.items()}
+        definitions[f"{OPTIONS}.{name}"] = described
+    return {"anyOf": [{"$ref": f"#/$defs/{OPTIONS}.{name}"} for name in models.values()]}
 
 
 def _with_name(described: dict[str, Any], name: str, summary: str) -> dict[str, Any]:

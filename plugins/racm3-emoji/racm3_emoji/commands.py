@@ -18,6 +18,7 @@ from racm3.cli.ablate import (
     StepsOption,
     run_ablation,
 )
+from racm3.cli.options import ContextGuidanceOption, TemperatureOption, TopPOption, given
 from racm3.cli.writing import cannot_write, check_folder
 
 if TYPE_CHECKING:
@@ -189,18 +190,23 @@ def evaluate(
     split: Annotated[
         Literal["test", "validation"], typer.Option(help="test, or validation for choosing settings.")
     ] = "test",
-    temperature: Annotated[float, typer.Option()] = 0.8,
-    top_p: Annotated[float, typer.Option()] = 0.95,
+    temperature: TemperatureOption = 1.0,
+    top_p: TopPOption = 1.0,
+    context_guidance: ContextGuidanceOption = None,
     seeds: Annotated[int, typer.Option(min=1, help="Sampling seeds.")] = 3,
     json: _Json = False,
 ) -> None:
     """Measure everything on entities that were never trained on, and write a report."""
+    from racm3.options import Options
+
+    from .bundle import OPTIONS
     from .report import evaluate_bundle, write_report
 
     check_folder(out)
+    asked = given(temperature=temperature, top_p=top_p, context_guidance=context_guidance)
     with output.progress("Evaluating") as progress:
         results = evaluate_bundle(
-            bundle, vanilla, split=split, temperature=temperature, top_p=top_p, seeds=seeds, progress=progress
+            bundle, vanilla, split=split, options=Options(**(OPTIONS | asked)), seeds=seeds, progress=progress
         )
     write_report(results, out)
     if json:

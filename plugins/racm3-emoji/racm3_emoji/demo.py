@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from racm3.interfaces import Progress
 
 FLAGS = 3
-DRAWING = Options(temperature=0.8, top_p=0.95)
 CAPTION = Options(temperature=0.0, max_text_tokens=32)
 
 
@@ -61,8 +60,8 @@ def compare(pipeline: Pipeline, count: int, seed: int, progress: Progress) -> li
     answers = []
     for done, (what, prompts, k, options) in enumerate(
         [
-            ("Drawing, with documents", drawing, 2, DRAWING),
-            ("Drawing, without", drawing, 0, DRAWING),
+            ("Drawing, with documents", drawing, 2, None),
+            ("Drawing, without", drawing, 0, None),
             ("Captioning, with documents", captioning, 2, CAPTION),
             ("Captioning, without", captioning, 0, CAPTION),
         ]

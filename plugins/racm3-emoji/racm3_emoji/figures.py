@@ -52,7 +52,7 @@ def retriever_figures(protocol: Protocol) -> dict[str, Any]:
     gallery = np.stack(vectors)
     labels = [str(d.metadata["entity"]) for d in documents]
     hands = np.array([f"{d.metadata['entity']}/{d.metadata['vendor']}" for d in documents])
-    own = np.array([hand(protocol.world.drawings[row]) for row in protocol.targets])
+    own = _hands(protocol)
     retriever, truth = protocol.retriever, protocol.truth()
     names = retriever.encode_query([Document(str(d.metadata["name"])) for d in truth])
     drawings = retriever.encode_query([Document(d.images[0]) for d in truth])
@@ -93,20 +93,27 @@ def drawing_figures(
     from the true ones (Fréchet distance, CMMD)? By condition, over all its seeds.
 
     evaluator: the evaluation encoder, which has no part in making the drawings; its space is where distances are taken.
+    style: how often a drawing is nearest, of all true drawings of its entity, to that of the vendor who was asked for;
+    of entities that several vendors drew.
     """
     truth = protocol.truth()
     gallery = evaluator.encode_document([Document(d.images[0]) for d in truth])
     figures: dict[str, Any] = {"true_drawing_of_another_vendor": _other_vendor(protocol, gallery)}
+    hands, entities = _hands(protocol), np.array(protocol.entities)
+    same = entities[:, None] == entities[None]
+    several = (same & (hands[:, None] != hands[None])).any(1)
     for name, seeds in pictures.items():
-        hits, ranks = [], []
+        hits, ranks, styles = [], [], []
         drawn = [evaluator.encode_query([Document(o.document.images[-1]) for o in outputs]) for outputs in seeds]
         for vectors in drawn:
             found = retrieval(vectors, gallery, protocol.entities, protocol.entities)
             hits.append(found.hits)
             ranks.append(found.reciprocal_ranks)
+            styles.append(retrieval(vectors, gallery, hands.tolist(), hands.tolist(), allowed=same).hits[several])
         figures[name] = {
             **summary(np.mean(hits, axis=0), protocol),
             "mrr": mean_by_group(np.mean(ranks, axis=0), protocol.entities),
+            "style": mean_by_group(np.mean(styles, axis=0), entities[several].tolist()),
             "recall_by_seed": [mean_by_group(h, protocol.entities) for h in hits],
             **distances(drawn, gallery, protocol),
         }
@@ -132,9 +139,14 @@ def distances(drawn: Sequence[np.ndarray], gallery: np.ndarray, protocol: Protoc
 
 def _other_vendor(protocol: Protocol, gallery: np.ndarray) -> dict[str, Any]:
     """What the evaluation encoder itself can do: a true drawing finds another vendor's drawing of its entity."""
-    own = np.array([hand(protocol.world.drawings[row]) for row in protocol.targets])
+    own = _hands(protocol)
     found = retrieval(gallery, gallery, protocol.entities, protocol.entities, allowed=own[:, None] != own[None])
     return summary(found.hits, protocol)
+
+
+def _hands(protocol: Protocol) -> np.ndarray:
+    """Who drew each target, and what."""
+    return np.array([hand(protocol.world.drawings[row]) for row in protocol.targets])
 
 
 def caption_figures(protocol: Protocol, captions: dict[str, list[Output]]) -> dict[str, Any]:
@@ -176,7 +188,9 @@ def evaluate(
     }
     if vanilla is not None:
         asked["vanilla"] = (vanilla, protocol.drawing_requests("none", 0))
-    steps, done = 4 + len(seeds) * (len(asked) - 1), 0
+    drawn = {name: (*each, options) for name, each in asked.items() if name != "k1"}
+    drawn["unguided"] = (*asked["k2"], options.model_copy(update={"context_guidance": 1.0}))
+    steps, done = 4 + len(seeds) * len(drawn), 0
 
     def tick(what: str) -> None:
         nonlocal done
@@ -192,24 +206,24 @@ def evaluate(
     figures["likelihood"] = likelihood_figures(protocol, asked)
     tick("likelihood")
     pictures: dict[str, list[list[Output]]] = {}
-    for name, (generator, requests) in asked.items():
-        if name == "k1":
-            continue
+    for name, (generator, requests, how) in drawn.items():
         pictures[name] = []
         for seed in seeds:
-            outputs = generator.generate(requests, options=options.model_copy(update={"seed": seed}))
+            outputs = generator.generate(requests, options=how.model_copy(update={"seed": seed}))
             pictures[name].append([samples[0] for samples in outputs])
             tick(f"drawings, {name}")
     pictures["top document"] = [_top_documents(asked["k2"][1])]
     figures["drawings"] = drawing_figures(protocol, evaluator, pictures)
     greedy = Options(temperature=0, max_text_tokens=32)
-    captions = {
-        "k2": protocol.caption_requests("retrieved", 2),
-        "k0": protocol.caption_requests("none", 0),
-    }
-    written = {name: [o[0] for o in ours.generate(requests, options=greedy)] for name, requests in captions.items()}
+    guided = greedy.model_copy(update={"context_guidance": options.context_guidance})
+    grounded, alone = protocol.caption_requests("retrieved", 2), protocol.caption_requests("none", 0)
+    captions = {"k2": (ours, grounded, guided), "unguided": (ours, grounded, greedy), "k0": (ours, alone, greedy)}
     if vanilla is not None:
-        written["vanilla"] = [o[0] for o in vanilla.generate(captions["k0"], options=greedy)]
+        captions["vanilla"] = (vanilla, alone, greedy)
+    written = {
+        name: [outputs[0] for outputs in generator.generate(requests, options=how)]
+        for name, (generator, requests, how) in captions.items()
+    }
     figures["captions"] = caption_figures(protocol, written)
     tick("captions")
     figures["same_entity_in_context"] = _same_entity(protocol, asked["k2"][1])

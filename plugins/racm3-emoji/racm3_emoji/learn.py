@@ -13,7 +13,6 @@ from racm3.memories.faiss import FaissMemory
 from racm3.retrievers.clip import ClipRetriever
 
 from .bundle import BUNDLE, held_out_documents
-from .demo import DRAWING
 
 if TYPE_CHECKING:
     from racm3 import Document
@@ -34,12 +33,12 @@ def learn(entities: int | None = None, *, seeds: int = 1, progress: Progress | N
     ]
     with Pipeline.from_preset("emoji") as shipped:
         memory, new = _without(shipped, {str(document.metadata["entity"]) for document in held_out})
-        with Pipeline(shipped.retriever, memory, shipped.sampler, shipped.generator) as pipeline:
+        with Pipeline(
+            shipped.retriever, memory, shipped.sampler, shipped.generator, options=shipped.options
+        ) as pipeline:
             documents = [document for document in new if document.metadata["entity"] in set(known)]
             evaluator = ClipRetriever(str(BUNDLE / "evaluation-encoder"))
-            return measure_learning(
-                pipeline, pairs, documents, evaluator, seeds=seeds, options=DRAWING, progress=progress
-            )
+            return measure_learning(pipeline, pairs, documents, evaluator, seeds=seeds, progress=progress)
 
 
 def _without(shipped: Pipeline, entities: set[str]) -> tuple[FaissMemory, list[Document]]:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 # The grid: one drawing each of so many test entities, evenly spread over the order in which the world lists them.
 _GRID_ROWS = 24
-_COLUMNS = ("k2", "k0", "vanilla", "random")
+_COLUMNS = ("k2", "unguided", "k0", "vanilla", "random")
 _NAMES = {
-    "k2": "RA-CM3, K = 2", "k1": "RA-CM3, K = 1", "k0": "the same weights, K = 0", "random": "two random documents",
+    "k2": "RA-CM3, K = 2", "unguided": "the same without context guidance", "k1": "RA-CM3, K = 1", "k0": "the same weights, K = 0", "random": "two random documents",
     "vanilla": "vanilla CM3", "top document": "retrieval baseline (the top document)",
     "true_drawing_of_another_vendor": "ceiling: another vendor's true drawing",
 }  # fmt: skip
@@ -45,8 +45,7 @@ def evaluate_bundle(
     vanilla: Path | None,
     *,
     split: Literal["validation", "test"],
-    temperature: float,
-    top_p: float,
+    options: Options,
     seeds: int = len(SEEDS),
     progress: Progress | None = None,
 ) -> Results:
@@ -65,7 +64,7 @@ def evaluate_bundle(
         Cm3Generator(checkpoint=str(bundle / "generator")),
         Cm3Generator(checkpoint=str(vanilla)) if vanilla is not None else None,
         evaluator,
-        options=Options(temperature=temperature, top_p=top_p),
+        options=options,
         seeds=tuple(range(seeds)),
         progress=progress,
     )
@@ -130,15 +129,19 @@ def _markdown(figures: dict[str, Any], names: list[str]) -> str:
         "## Generator: does a drawing retrieve its own entity?",
         "",
         f"By the evaluation encoder, among the true drawings of all {figures['entities']} entities; temperature "
-        f"{options['temperature']}, top-p {options['top_p']}, one sample a prompt and seed, no re-ranking.",
+        f"{options['temperature']}, top-p {options['top_p']}, context guidance {options['context_guidance']}, one sample a "
+        "prompt and seed, no re-ranking.",
         "",
-        "| condition | recall@1 | interval | MRR | " + " | ".join(groups) + " |",
-        "|---" * (4 + len(groups)) + "|",
+        "Style: the share of drawings that, among the true drawings of their entity, are nearest to that of the vendor who "
+        "was asked for, whom the model cannot look up. To copy what it can look up gives 0.",
+        "",
+        "| condition | recall@1 | interval | MRR | style | " + " | ".join(groups) + " |",
+        "|---" * (5 + len(groups)) + "|",
     ]
     for key, row in drawings.items():
-        rank = f"{row['mrr']:.3f}" if "mrr" in row else ""
+        rank, style = (f"{row[what]:.3f}" if what in row else "" for what in ("mrr", "style"))
         shares = " | ".join(f"{row['by_group'][g]:.2f}" for g in groups)
-        lines.append(f"| {_NAMES[key]} | {row['recall_at_1']:.3f} | {_interval(row)} | {rank} | {shares} |")
+        lines.append(f"| {_NAMES[key]} | {row['recall_at_1']:.3f} | {_interval(row)} | {rank} | {style} | {shares} |")
     lines += [
         "",
         "## Generator: how far are the drawings, together, from the true ones?",

@@ -11,6 +11,7 @@ from . import output
 from .generate import tell_grounds
 from .options import (
     ConfigOption,
+    ContextGuidanceOption,
     DocumentsOption,
     JsonOption,
     MemoryOption,
@@ -21,6 +22,7 @@ from .options import (
     TopPOption,
     WhereOption,
     chosen_pipeline,
+    given,
 )
 
 
@@ -30,9 +32,10 @@ def caption(
     seed: SeedOption = None,
     k: DocumentsOption = 2,
     where: WhereOption = None,
-    temperature: TemperatureOption = 1.0,
-    top_p: TopPOption = 1.0,
-    max_text_tokens: Annotated[int, typer.Option(min=1, help="The longest that a caption may get.")] = 64,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    context_guidance: ContextGuidanceOption = None,
+    max_text_tokens: Annotated[int | None, typer.Option(min=1, help="The longest that a caption may get.")] = None,
     memory: MemoryOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
@@ -46,7 +49,9 @@ def caption(
     picture = Image(image)
     _ = picture.picture  # a broken file is found out before any weights are loaded
     with Pipeline.from_config(chosen_pipeline(config, preset, memory)) as pipeline, output.working("Looking"):
-        options = {"temperature": temperature, "top_p": top_p, "max_text_tokens": max_text_tokens}
+        options = given(
+            temperature=temperature, top_p=top_p, context_guidance=context_guidance, max_text_tokens=max_text_tokens
+        )
         generation = pipeline.caption(picture, k=k, where=where, n=n, seed=seed, options=options)
     if as_json:
         output.print_json(generation.to_json())

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..config import TABLES
+from ..config import OPTIONS, TABLES
 from ..registry import registry
 from ..settings import Secret
 from . import output
@@ -51,9 +51,15 @@ def show(
         pipeline = with_memory(pipeline, memory)
     tables = {table: getattr(pipeline, table) for table in TABLES if getattr(pipeline, table) is not None}
     if as_json:
-        output.print_json({table: _as_json(component) for table, component in tables.items()})
+        found: dict[str, Any] = {table: _as_json(component) for table, component in tables.items()}
+        output.print_json(found | ({OPTIONS: dict(pipeline.options)} if pipeline.options else {}))
         return
-    typer.echo("\n\n".join(_as_toml(table, component) for table, component in tables.items()))
+    written = [_as_toml(table, component) for table, component in tables.items()]
+    if pipeline.options:
+        written.append(
+            "\n".join([f"[{OPTIONS}]", *(f"{key} = {_toml(value)}" for key, value in pipeline.options.items())])
+        )
+    typer.echo("\n\n".join(written))
 
 
 def _settings(component: ComponentConfig) -> dict[str, tuple[Any, bool]]:

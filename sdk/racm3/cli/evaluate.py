@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import output
-from .options import ConfigOption, DocumentsOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline
+from .options import (
+    ConfigOption,
+    ContextGuidanceOption,
+    DocumentsOption,
+    JsonOption,
+    MemoryOption,
+    PresetOption,
+    TemperatureOption,
+    TopPOption,
+    chosen_pipeline,
+    given,
+)
 from .writing import cannot_write, check_folder
 
 if TYPE_CHECKING:
@@ -37,8 +48,9 @@ def evaluate(
         int | None, typer.Option("--limit", min=2, help="Only so many pairs, drawn once and for all.")
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Drawings per prompt.")] = 1,
-    temperature: Annotated[float, typer.Option("--temperature", min=0)] = 0.8,
-    top_p: Annotated[float, typer.Option("--top-p", max=1)] = 0.95,
+    temperature: TemperatureOption = 0.8,
+    top_p: TopPOption = 0.95,
+    context_guidance: ContextGuidanceOption = None,
     inception: Annotated[
         Path | None, typer.Option("--inception", help="Weights file of FID's Inception network.")
     ] = None,
@@ -56,7 +68,6 @@ def evaluate(
         from ..evaluation.evaluate import evaluate as run
         from ..evaluation.pairs import read_pairs
         from ..evaluation.report import markdown, write_report
-        from ..options import Options
         from ..pipeline import Pipeline
 
         pairs = read_pairs(
@@ -74,7 +85,8 @@ def evaluate(
                 model = Cm3Generator(checkpoint=vanilla)
             evaluation = run(
                 pipeline, pairs, vanilla=model, encoder=_judge(encoder), k=k, seeds=seeds, label=label, shots=shots,
-                options=Options(temperature=temperature, top_p=top_p), inception=inception, progress=progress,
+                options=given(temperature=temperature, top_p=top_p, context_guidance=context_guidance),
+                inception=inception, progress=progress,
             )  # fmt: skip
         evaluation.figures["data"], evaluation.figures["skipped"] = str(data), skipped
         try:

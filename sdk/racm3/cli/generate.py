@@ -10,6 +10,7 @@ import typer
 from . import output
 from .options import (
     ConfigOption,
+    ContextGuidanceOption,
     DocumentsOption,
     JsonOption,
     MemoryOption,
@@ -20,6 +21,7 @@ from .options import (
     TopPOption,
     WhereOption,
     chosen_pipeline,
+    given,
     given_text,
 )
 from .writing import cannot_write, check_file, save_picture
@@ -43,8 +45,9 @@ def generate(
     seed: SeedOption = None,
     k: DocumentsOption = 2,
     where: WhereOption = None,
-    temperature: TemperatureOption = 1.0,
-    top_p: TopPOption = 1.0,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    context_guidance: ContextGuidanceOption = None,
     memory: MemoryOption = None,
     config: ConfigOption = None,
     preset: PresetOption = None,
@@ -59,7 +62,7 @@ def generate(
     files = _files(out.expanduser(), n)
     for file in {files[0], files[-1]}:
         check_file(file)
-    options = {"temperature": temperature, "top_p": top_p}
+    options = given(temperature=temperature, top_p=top_p, context_guidance=context_guidance)
     chosen = chosen_pipeline(config, preset, memory)
     with output.interruptible(), Pipeline.from_config(chosen) as pipeline, output.working("Drawing"):
         generation = pipeline.imagine(caption, k=k, where=where, n=n, seed=seed, options=options)

@@ -44,7 +44,7 @@ def _fits(option: str) -> Callable[[Any], Any]:
         from pydantic import ValidationError
 
         try:
-            Options(**{option: value})
+            Options(**given(**{option: value}))
         except ValidationError as error:
             raise typer.BadParameter(error.errors()[0]["msg"]) from error
         return value
@@ -81,15 +81,28 @@ WhereOption = Annotated[
         help='Only documents whose metadata fit: {"year": {"$gt": 2020}}',
     ),
 ]  # fmt: skip
+# Left out, these are as the pipeline has them.
 TemperatureOption = Annotated[
-    float, typer.Option("--temperature", callback=_fits("temperature"), help="0: the most likely answer.")
+    float | None, typer.Option("--temperature", callback=_fits("temperature"), help="0: the most likely answer.")
 ]
+ContextGuidanceOption = Annotated[
+    float | None,
+    typer.Option(
+        "--context-guidance", callback=_fits("context_guidance"),
+        help="Above 1: closer to the documents than the model is of itself.",
+    ),
+]  # fmt: skip
 TopPOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--top-p", callback=_fits("top_p"), help="Only the likeliest tokens, this much of them: above 0, up to 1."
     ),
 ]
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Those options of an answer that were given on the command line."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def chosen_pipeline(

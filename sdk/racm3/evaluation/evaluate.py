@@ -7,13 +7,14 @@ write_report(evaluation, Path("report"))
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..answering import all_options
 from ..document import Image
 from ..errors import ConfigError, GenerationError, ModalityError
 from ..interfaces import Generator, Hit, Progress, Request, Retriever
@@ -62,7 +63,7 @@ def evaluate(
     encoder: Retriever | None = None,
     k: int = 2,
     seeds: int = 1,
-    options: Options | None = None,
+    options: Options | Mapping[str, Any] | None = None,
     label: str | None = None,
     shots: int = 1,
     inception: str | Path | None = None,
@@ -72,7 +73,8 @@ def evaluate(
     the top document, on pairs that none of them is shown the answer of.
 
     encoder: in whose space drawings are judged; the pipeline's own retriever by default, which favours what it found,
-    and the report says so. seeds: drawings per prompt, each of its own seed. options: of drawings; captions are greedy.
+    and the report says so. seeds: drawings per prompt, each of its own seed. options: of drawings, where they differ from
+    the pipeline's; captions are greedy, with the same context guidance.
     label: the metadata key of class names, for k-shot classification with `shots` examples of two classes each.
     inception: a file of Inception weights for FID. Raises `ConfigError` for fewer than two pairs, `GenerationError` and
     `ModalityError` for a pipeline that cannot draw and describe.
@@ -84,7 +86,8 @@ def evaluate(
         raise GenerationError("This pipeline has no generator to evaluate.", "Give one: [generator].")
     if len(pairs) < 2 or seeds < 1:
         raise ConfigError(f"An evaluation needs two pairs and one seed at least, not {len(pairs)} and {seeds}.")
-    weights, judge, options = inception_weights(inception), encoder or pipeline.retriever, options or Options()
+    weights, judge = inception_weights(inception), encoder or pipeline.retriever
+    options = all_options(pipeline.generator.options_type, options, defaults=pipeline.options, seed=0)
     if not pipeline.generator.emits & pipeline.generator.accepts >= {"image", "text"}:
         raise ModalityError(
             f"{type(pipeline.generator).__name__} does not turn pictures into texts and texts into pictures."
@@ -108,7 +111,7 @@ def evaluate(
         pictures[condition.name] = {
             **drawings.figures(drawn), "perplexity": _perplexity(condition, "image", pairs, entities, tick)
         }  # fmt: skip
-        greedy = Options(temperature=0, max_text_tokens=_CAPTION_TOKENS)
+        greedy = Options(temperature=0, max_text_tokens=_CAPTION_TOKENS, context_guidance=options.context_guidance)
         written = _answers(condition, "text", greedy, tick)
         texts[condition.name], tokenizer = caption_figures(written, pairs)
         texts[condition.name]["perplexity"] = _perplexity(condition, "text", pairs, entities, tick)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from ..answering import all_options
 from ..document import Document, Image
 from ..errors import ConfigError, DuplicateDocument, GenerationError
 from ..interfaces import Progress, Retriever
@@ -47,7 +48,7 @@ def measure_learning(
     *,
     k: int = 2,
     seeds: int = 1,
-    options: Options | None = None,
+    options: Options | Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Learning:
     """Draw each pair's caption, add the documents to the pipeline's memory, where they stay, and draw it again.
@@ -66,11 +67,12 @@ def measure_learning(
             "Measure on a memory that lacks them.",
         )
     truth = encoder.encode_query([Document(pair.image) for pair in pairs])
-    before = _recall(pipeline, pairs, truth, encoder, k, seeds, options or Options(), progress, 0)
+    options = all_options(pipeline.generator.options_type, options, defaults=pipeline.options, seed=0)
+    before = _recall(pipeline, pairs, truth, encoder, k, seeds, options, progress, 0)
     began = time.perf_counter()
     pipeline.add(documents)
     seconds = time.perf_counter() - began
-    after = _recall(pipeline, pairs, truth, encoder, k, seeds, options or Options(), progress, seeds)
+    after = _recall(pipeline, pairs, truth, encoder, k, seeds, options, progress, seeds)
     return Learning(before, after, len(pairs), len({pair.entity for pair in pairs}), len(documents), round(seconds, 3))
 
 

@@ -147,7 +147,7 @@ def _centres(vectors: np.ndarray, cells: int) -> np.ndarray:
     sizes = np.bincount(cluster, minlength=coarse.k)
     counts = np.diff(np.cumsum(sizes) * cells // len(vectors), prepend=0)  # each gets cells by its size
     fine = [clustered(vectors[cluster == number], count) for number, count in enumerate(counts.tolist()) if count]
-    return clustered(vectors, cells, np.concatenate([means.centroids for means in fine])).centroids
+    return np.asarray(clustered(vectors, cells, np.concatenate([means.centroids for means in fine])).centroids)
 
 
 @contextmanager

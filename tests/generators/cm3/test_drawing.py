@@ -78,12 +78,18 @@ def test_the_ends_of_the_random_stream_draw_possible_tokens():
 
 
 def test_groups_are_averaged_as_probabilities():
-    logits = torch.tensor([[[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.4, 0.6]]]).log() + 3.0  # any constant
-    prompted, unprompted = streams_of(logits, guided=True)
+    groups = [[0.9, 0.1], [0.5, 0.5], [0.2, 0.8], [0.4, 0.6]]
+    logits = torch.tensor([groups]).log() + 3.0  # any constant
+    prompted, unprompted, alone = streams_of(logits, guided=True, context_guided=False)
     assert prompted.exp()[0].tolist() == pytest.approx([0.7, 0.3])
-    assert unprompted.exp()[0].tolist() == pytest.approx([0.3, 0.7])
-    prompted, unprompted = streams_of(logits, guided=False)
-    assert prompted.exp()[0].tolist() == pytest.approx([0.5, 0.5]) and unprompted is None
+    assert unprompted.exp()[0].tolist() == pytest.approx([0.3, 0.7]) and alone is None
+    prompted, unprompted, alone = streams_of(logits, guided=False, context_guided=False)
+    assert prompted.exp()[0].tolist() == pytest.approx([0.5, 0.5]) and unprompted is None and alone is None
+    logits = torch.tensor([[*groups, [0.6, 0.4]]]).log() - 1.0
+    for guided, shares in ((True, [0.7, 0.3]), (False, [0.5, 0.5])):
+        prompted, unprompted, alone = streams_of(logits, guided=guided, context_guided=True)
+        assert prompted.exp()[0].tolist() == pytest.approx(shares) and (unprompted is not None) == guided
+        assert alone.exp()[0].tolist() == pytest.approx([0.6, 0.4])
 
 
 def test_guidance_goes_from_the_unprompted_through_the_prompted_and_beyond():

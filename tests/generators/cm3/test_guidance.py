@@ -77,26 +77,39 @@ def test_what_guidance_hides(generator, pictures, parts, hidden):
     assert jobs(generator, Document(parts(pictures[0]))).guided is False
 
 
+def test_context_guidance_compares_with_the_prompt_alone(generator, pictures):
+    job = jobs(generator, TO_IMAGE, hits(pictures, 3), context_guidance=3.0, group_size=2)
+    assert job.context_guided and not job.guided
+    assert [len(stream.context) for stream in job.streams] == [2, 1, 0]
+    assert job.streams[-1].start()[0].tolist() == job.streams[0].start()[0].tolist(), "the prompt is shown"
+    alone = jobs(generator, TO_IMAGE, context_guidance=3.0)
+    assert not alone.context_guided and len(alone.streams) == 1, "without documents there is nothing to compare with"
+
+
 @pytest.mark.parametrize(("scale", "decoding"), [(3.0, "sample"), (0.5, "sample"), (0.0, "sample"), (1.0, "contrast")])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_greedy_decoding_follows_the_formula(generator, pictures, scale, decoding, groups):
-    """Token by token against full passes of the library: l_u + s (l_c - l_u), or log p_c - log p_u among likely ones."""
+@pytest.mark.parametrize("by_documents", [1.0, 2.5])
+def test_greedy_decoding_follows_the_formula(generator, pictures, scale, decoding, groups, by_documents):
+    """Token by token against full passes of the library: l_u + s (l_c - l_u), or log p_c - log p_u among likely ones, where
+    l_c is l_0 + t (l_c - l_0) with guidance by the documents."""
     options = Options(
-        temperature=0, guidance=scale, decoding=decoding, contrast_k=3, contrast_share=0.4, group_size=3 - groups
-    )
+        temperature=0, guidance=scale, decoding=decoding, contrast_k=3, contrast_share=0.4, group_size=3 - groups,
+        context_guidance=by_documents,
+    )  # fmt: skip
     request = Request(TO_IMAGE, hits(pictures))
     (job,), seen = generator._ready().reader.jobs([request], options)
-    assert len(job.streams) == 2 * groups and seen == [(0, 1)]
+    assert len(job.streams) == 2 * groups + (by_documents != 1) and seen == [(0, 1)]
     row = generator._ready().decoder.run([job], options)[0][0]
     first, total, compared = generator.checkpoint.vocabulary.first_image, 0.0, 0
     for place, token in enumerate(row.filled[0]):
         each = torch.stack([next_logits(generator, s, row.filled[0][:place]) for s in job.streams])
-        prompted, unprompted = (half.exp().mean(0).log() for half in each.chunk(2))
+        prompted, unprompted = (half.exp().mean(0).log() for half in each[: 2 * groups].chunk(2))
+        known = prompted if by_documents == 1 else each[-1] + by_documents * (prompted - each[-1])
         if decoding == "contrast":
-            kth = prompted.topk(3).values[-1]
-            scores = (prompted - unprompted).masked_fill(prompted < kth + math.log(0.4), -math.inf)
+            kth = known.topk(3).values[-1]
+            scores = (known - unprompted).masked_fill(known < kth + math.log(0.4), -math.inf)
         else:
-            scores = unprompted + scale * (prompted - unprompted)
+            scores = unprompted + scale * (known - unprompted)
         best = scores.topk(2).values
         if best[0] - best[1] > 1e-3:
             assert int(scores.argmax()) == token - first
@@ -106,13 +119,13 @@ def test_greedy_decoding_follows_the_formula(generator, pictures, scale, decodin
     assert row.log_probability == pytest.approx(total, abs=1e-3), "the prompted model's own"
 
 
-def test_guidance_changes_what_is_drawn(generator, pictures):
+@pytest.mark.parametrize("guidance", ["guidance", "context_guidance"])
+def test_guidance_changes_what_is_drawn(generator, pictures, guidance):
     request = Request(TO_IMAGE, hits(pictures))
     drawn = [
-        generator.generate([request], options=Options(temperature=0, guidance=scale))[0][0].document.image.content_hash
-        for scale in (1.0, 4.0)
+        generator.generate([request], options=Options(temperature=0, **{guidance: scale}))[0][0] for scale in (1.0, 4.0)
     ]
-    assert drawn[0] != drawn[1]
+    assert drawn[0].document.image.content_hash != drawn[1].document.image.content_hash
 
 
 def test_the_half_and_half_mix(generator, pictures):
@@ -154,7 +167,9 @@ def test_every_group_counts(generator, pictures):
 # --- the batch does not matter ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [{"guidance": 3.0}, {"decoding": "mixed"}, {"group_size": 1, "guidance": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"guidance": 3.0}, {"decoding": "mixed"}, {"group_size": 1, "guidance": 2.0, "context_guidance": 3.0}]
+)
 def test_streams_do_not_depend_on_the_batch_nor_on_the_place_in_it(checkpoint, pictures, options):
     """Alone, in a batch, in another order and at another batch size: unlike prompts, contexts and numbers of streams."""
     requests = [

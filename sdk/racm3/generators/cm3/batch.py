@@ -31,6 +31,7 @@ class Batch:
         self.transformer, self.device, self.options = transformer, transformer.device, first.options
         self.vocabulary = first.job.streams[0].format.vocabulary
         self.streams, self.guided = len(first.job.streams), first.job.guided
+        self.context_guided = first.job.context_guided
         self.grid = [list(rows) for rows in grid]
         read_before, hidden = [], []
         for rows in self.grid:
@@ -127,19 +128,20 @@ class Batch:
         import torch
 
         options = self.options
-        prompted, unprompted = drawing.streams_of(logits, self.guided)
-        scores = prompted
+        prompted, unprompted, without = drawing.streams_of(logits, self.guided, self.context_guided)
+        known = prompted if without is None else drawing.guide(prompted, without, options.context_guidance)
+        scores = known
         if unprompted is not None:
-            scores = drawing.guide(prompted, unprompted, options.guidance)
+            scores = drawing.guide(known, unprompted, options.guidance)
             if options.decoding != "sample":
                 contrasted = torch.tensor([[row.contrasted] for row in rows], device=self.device)
-                other = drawing.contrast(prompted, unprompted, options.contrast_k, options.contrast_share)
+                other = drawing.contrast(known, unprompted, options.contrast_k, options.contrast_share)
                 scores = torch.where(contrasted, other, scores)
         if limits is not None:
             limited = scores + limits
             # Contrast may have left nothing else than what is not allowed here.
             none = (limited == float("-inf")).all(-1, keepdim=True)
-            scores = torch.where(none, prompted + limits, limited)
+            scores = torch.where(none, known + limits, limited)
         tokens = drawing.draw(scores, options, uniform)
         return tokens, prompted.gather(1, tokens.unsqueeze(1)).squeeze(1)
 

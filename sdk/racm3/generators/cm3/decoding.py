@@ -27,12 +27,14 @@ Step = tuple[tuple[int, ...], tuple[int, ...]]
 class Job:
     """What is to be filled: one prompt, as the streams that are run side by side to predict each token.
 
-    streams: the prompt behind each group of documents; if guided, after them as many with the prompt hidden. All have
-    the same blanks. key: what sets the random streams of this job apart from those of others with the same seed.
+    streams: the prompt behind each group of documents; if guided, after them as many with the prompt hidden; if
+    context_guided, at the end the prompt without documents. All have the same blanks. key: what sets the random streams of
+    this job apart from those of others with the same seed.
     """
 
     streams: Sequence[Prompt]
     guided: bool = False
+    context_guided: bool = False
     key: tuple[int, ...] = ()
 
 
@@ -153,15 +155,16 @@ class Decoder:
             fit = max(1, self.batch_rows // len(samples[0].job.streams)) if samples else 1
             pieces += [samples[begin : begin + fit] for begin in range(0, len(samples), fit)]
 
-        def shape(piece: list[Row]) -> tuple[int, bool, int]:
-            return len(piece[0].job.streams), piece[0].job.guided, len(piece)
+        def shape(piece: list[Row]) -> tuple[int, bool, bool, int]:
+            job = piece[0].job
+            return len(job.streams), job.guided, job.context_guided, len(piece)
 
         def length(piece: list[Row]) -> int:
             prompt = piece[0].job.streams[0]
             return sum(map(len, prompt.context)) + len(prompt.start()[0])
 
         pieces.sort(key=lambda piece: (shape(piece), length(piece)))
-        for (streams, _, count), alike in groupby(pieces, key=shape):
+        for (streams, _, _, count), alike in groupby(pieces, key=shape):
             kind, fit = list(alike), max(1, self.batch_rows // (streams * count))
             for begin in range(0, len(kind), fit):
                 yield kind[begin : begin + fit]

@@ -24,24 +24,27 @@ def checked(log_probability: float) -> float:
     return log_probability
 
 
-def streams_of(logits: torch.Tensor, guided: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Log-probabilities [n, vocabulary] with the prompt and, if guided, without: logits [n, streams, vocabulary].
+def streams_of(
+    logits: torch.Tensor, guided: bool, context_guided: bool
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Log-probabilities [n, vocabulary] by the streams of a `Job`: logits [n, streams, vocabulary].
 
-    The first half of the streams sees the prompt, the other does not; with several in a half (groups of documents),
-    their predictions are averaged as probabilities.
+    With prompt and documents; if guided, without the prompt; if context_guided, without documents. What several groups of
+    documents predict is averaged as probabilities.
     """
     each = logits.log_softmax(-1)
-    members = each.shape[1] // 2 if guided else each.shape[1]
+    members = (each.shape[1] - context_guided) // (1 + guided)
 
     def average(of: torch.Tensor) -> torch.Tensor:
         return of[:, 0] if members == 1 else of.logsumexp(1) - math.log(members)
 
-    return average(each[:, :members]), average(each[:, members:]) if guided else None
+    unprompted = average(each[:, members : 2 * members]) if guided else None
+    return average(each[:, :members]), unprompted, each[:, -1] if context_guided else None
 
 
-def guide(prompted: torch.Tensor, unprompted: torch.Tensor, scale: float) -> torch.Tensor:
-    """Classifier-free guidance: l_u + s (l_c - l_u), up to a constant."""
-    return unprompted + scale * (prompted - unprompted)
+def guide(with_it: torch.Tensor, without: torch.Tensor, scale: float) -> torch.Tensor:
+    """Guidance by the prompt, or by the documents: l_u + s (l_c - l_u), up to a constant."""
+    return without + scale * (with_it - without)
 
 
 def contrast(prompted: torch.Tensor, unprompted: torch.Tensor, k: int, share: float) -> torch.Tensor:

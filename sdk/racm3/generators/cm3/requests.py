@@ -99,7 +99,10 @@ class RequestReader:
         hidden = unprompted(prompt) if guided else []
         if hidden:
             streams += [stream.hiding(hidden) for stream in streams]
-        return Job(streams, bool(hidden), key), seen
+        context_guided = options.context_guidance != 1 and bool(seen)
+        if context_guided:
+            streams.append(prompt)
+        return Job(streams, bool(hidden), context_guided, key), seen
 
     def scored(self, request: Request, target: Document) -> tuple[Prompt, list[list[int]]]:
         """A prompt behind its context, and the ids that a target has in its blanks; all parts, if the prompt has none."""
