@@ -196,7 +196,10 @@ def test_schema_describes_what_is_installed(shelf: Path, run, install):
         "sampler": {"name": "diverse", "threshold": 0.8},
     }
     jsonschema.validate(good, schema)
+    jsonschema.validate({**good, "options": {"context_guidance": 3, "n": 2}}, schema)
     for bad in (
+        {**good, "options": {"context_guidence": 3}},
+        {**good, "options": {"top_p": 2}},
         {**good, "memory": {"name": "no-such"}},
         {**good, "sampler": {"name": "diverse", "treshold": 0.8}},
         {**good, "retriever": {"name": "clip", "dtype": "float8"}},
@@ -212,7 +215,7 @@ def test_show_prints_a_pipeline_file_with_everything_filled_in(shelf: Path, run,
     monkeypatch.setenv("COUNT", "a secret")
     Path("p.toml").write_text(
         '[retriever]\nname = "clip"\nmodel = "./ü \\"x\\""\ncache_dir = "c"\ndevice = { env = "COUNT" }\n'
-        '[memory]\nname = "shelf"\n'
+        '[memory]\nname = "shelf"\n[options]\ncontext_guidance = 3.0\ndecoding = "mixed"\n'
     )
     code, out, _ = run("config", "show", "--config", "p.toml")
     assert code == 0 and "a secret" not in out
@@ -221,6 +224,7 @@ def test_show_prints_a_pipeline_file_with_everything_filled_in(shelf: Path, run,
     assert shown["retriever"]["model"] == str(shelf / 'ü "x"') and shown["retriever"]["cache_dir"] == str(shelf / "c")
     assert shown["sampler"] == {"name": "diverse", "threshold": 0.9} and "generator" not in shown
     assert "# pretrained is not set" in out and 'dtype = "float32"  # default' in out and "# of racm3-shelf 1.0" in out
+    assert shown["options"] == load_config(shown).options == {"context_guidance": 3.0, "decoding": "mixed"}
     assert load_config(shown).memory.settings == {"path": Path("example-memory").absolute()}
     code, out, _ = run("config", "show", "--preset", "toy", "--memory", "shelf", "--json")
     told = json.loads(out)

@@ -58,7 +58,7 @@ def test_parts_put_together_by_hand(tmp_path: Path) -> None:
     ("script", "says", "size"),
     [
         ("04_edit_a_region.py", "grounded on", (600, 200)),
-        ("05_steer_by_context.py", "drawn in", (600, 400)),
+        ("05_steer_by_context.py", "drawn in", (600, 600)),
         ("07_texts_and_mixed.py", "filled:", (256, 256)),
         ("08_guidance_ranking_streams.py", "scores, best first", (800, 100)),
     ],

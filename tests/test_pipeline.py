@@ -275,8 +275,9 @@ def test_options_of_a_pipeline_hold_where_a_call_gives_no_others():
         other = pipeline.imagine("a fox", k=0, n=3, seed=1, options={"top_p": 0.7, "temperature": 0.2})
         assert (other.options.top_p, other.options.temperature, len(other.outputs), other.seed) == (0.7, 0.2, 3, 1)
         assert pipeline.imagine("a fox", k=0, options=Options(temperature=0.1)).options.top_p == 0.5, "it says nothing"
-    with pytest.raises(ConfigError, match="no setting 'topp'"):
-        Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options={"topp": 1})
+    for wrong, message in (({"topp": 1}, "no setting 'topp'"), (5, "Options are an Options or a mapping, not int")):
+        with pytest.raises(ConfigError, match=message):
+            Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options=wrong)
 
 
 class Drafts(Options):

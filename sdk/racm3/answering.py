@@ -49,18 +49,22 @@ def all_options(
     own = own or Options
     # A subclass that the generator does not name is the caller's business.
     kind = type(options) if isinstance(options, Options) and not issubclass(own, type(options)) else own
-    if not isinstance(options, (Options, Mapping, type(None))):
-        raise ConfigError(
-            f"Options are an Options or a mapping, not {type(options).__name__}.", 'For example {"temperature": 0.8}.'
-        )
-    asked = options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
-    given = {**(defaults or {}), **asked}
+    given = {**(defaults or {}), **given_options(options)}
     if n != 1 or "n" not in given:
         given["n"] = n
     if seed is not None or "seed" not in given:
         # 32 bits: every random generator takes them, and one can type them.
         given["seed"] = secrets.randbits(32) if seed is None else seed
     return kind(**validate(kind, given, "A generation"))
+
+
+def given_options(options: Options | Mapping[str, Any] | None) -> dict[str, Any]:
+    """The options that somebody gave, by name. Raises `ConfigError` for what is none."""
+    if not isinstance(options, (Options, Mapping, type(None))):
+        raise ConfigError(
+            f"Options are an Options or a mapping, not {type(options).__name__}.", 'For example {"temperature": 0.8}.'
+        )
+    return options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
 
 
 def answers(asked: Asked, made: list[list[Output]], generator: Generator, retriever: Retriever) -> list[Generation]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from .adding import add_documents
-from .answering import Asked, all_options, answers, fingerprints
+from .answering import Asked, all_options, answers, fingerprints, given_options
 from .classification import Classification, checked_labels, label_probabilities
 from .crossing import calling, checked_encoder, checked_generator, next_event
 from .document import Blank, Document, Image, Text
@@ -53,7 +53,7 @@ class Pipeline(Tasks):
     The memory is bound to the retriever's encoder: one that was filled by another raises `EncoderMismatch`.
     A context manager: leaving it closes the memory.
 
-    options: of every answer, as far as a call gives no others; a mapping with some fields of the generator's `options_type`.
+    options: of every answer, as far as a call gives no others; an `Options`, or a mapping with some of its fields.
 
     >>> from racm3 import Document, Pipeline
     >>> from racm3.memories.faiss import FaissMemory
@@ -73,7 +73,7 @@ class Pipeline(Tasks):
         sampler: Sampler | None = None,
         generator: Generator | None = None,
         *,
-        options: Mapping[str, Any] | None = None,
+        options: Options | Mapping[str, Any] | None = None,
     ) -> None:
         if sampler is None:
             from .samplers.diverse import DiverseSampler
@@ -91,7 +91,7 @@ class Pipeline(Tasks):
                     "Pipeline.from_config builds one from names and settings.",
                 )
         self.retriever, self.memory, self.sampler, self.generator = retriever, memory, sampler, generator
-        self.options = dict(options or {})
+        self.options = given_options(options)
         if generator is not None:
             checked_generator(generator)
             all_options(generator.options_type, self.options, seed=0)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .config import DEFAULTS, OPTIONS, REQUIRED
 from .errors import PluginError
 from .hookspecs import INTERFACES
 from .interfaces import Generator
 from .registry import registry
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ENV = {
@@ -58,11 +61,13 @@ def pipeline_schema() -> tuple[dict[str, Any], dict[str, PluginError]]:
 
 
 def _options(definitions: dict[str, Any]) -> dict[str, Any]:
-    """The schema of the options of answers: those of any installed generator."""
-    models = {}
+    """The schema of the options of answers: the common ones, or those of an installed generator."""
+    from .options import Options
+
+    models: dict[type[BaseModel], str] = {Options: "common"}
     for name in registry().names(Generator):
         with suppress(PluginError):  # it is left out above
-            models[registry().options_model(Generator, name)] = name
+            models.setdefault(registry().options_model(Generator, name), name)
     for model, name in models.items():
         described = model.model_json_schema(ref_template=f"#/$defs/{OPTIONS}.{name}.{{model}}")
         nested = described.pop("$defs", {})
