@@ -196,7 +196,7 @@ def test_schema_describes_what_is_installed(shelf: Path, run, install):
         "sampler": {"name": "diverse", "threshold": 0.8},
     }
     jsonschema.validate(good, schema)
-    jsonschema.validate({**good, "options": {"context_guidance": 3, "n": 2}}, schema)
+    jsonschema.validate({**good, "options": {"context_guidance": 3, "seed": 2}}, schema)
     for bad in (
         {**good, "options": {"context_guidence": 3}},
         {**good, "options": {"top_p": 2}},

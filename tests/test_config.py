@@ -7,7 +7,7 @@ from textwrap import dedent
 
 import pytest
 
-from racm3 import MemoryStore
+from racm3 import MemoryStore, Options, Pipeline
 from racm3.config import load_config
 from racm3.errors import ConfigError, PluginNotFound
 
@@ -77,15 +77,21 @@ def test_overrides_win_replace_and_leave_out(write):
 
 
 def test_options_of_every_answer(write):
-    text = GOOD + "[options]\ntop_p = 0.9\nn = 3\n"
+    text = GOOD + "[options]\ntop_p = 0.9\nseed = 3\n"
     assert load_config(write(GOOD)).options == {}
-    assert load_config(write(text)).options == {"top_p": 0.9, "n": 3}
-    assert load_config(write(text), overrides={"options": {"n": 1}}).options == {"top_p": 0.9, "n": 1}
+    assert load_config(write(text)).options == {"top_p": 0.9, "seed": 3}
+    assert load_config(write(text), overrides={"options": {"seed": 1}}).options == {"top_p": 0.9, "seed": 1}
     assert load_config(write(text), overrides={"options": None}).options == {}
-    with pytest.raises(ConfigError, match=r"pipeline.toml: \[options\] has no setting 'topp'.*Did you mean 'top_p'"):
+    with pytest.raises(
+        ConfigError, match=r"pipeline.toml: \[options\]: .* has no setting 'topp'.*Did you mean 'top_p'"
+    ):
         load_config(write(text.replace("top_p", "topp")))
-    with pytest.raises(ConfigError, match=r"\[options\]: top_p = 9.0 is not valid"):
+    with pytest.raises(ConfigError, match=r"\[options\]: .*top_p = 9.0 is not valid"):
         load_config(write(text.replace("0.9", "9.0")))
+    with Pipeline.from_config(write(text), options=Options(top_p=0.8)) as pipeline:
+        assert dict(pipeline.options) == {"top_p": 0.8, "seed": 3}
+    with pytest.raises(ConfigError, match="have no n: each call says how many"):
+        load_config(write(text.replace("seed", "n")))
     with pytest.raises(ConfigError, match=r"options = 3 is not a table. Write \[options\] with its settings in it"):
         load_config(write(f"options = 3\n{GOOD}"))
 

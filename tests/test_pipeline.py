@@ -259,6 +259,7 @@ def test_options(pipeline: Pipeline):
     for wrong in (
         {"n": 0}, {"n": 10**9}, {"n": True}, {"seed": -1}, {"seed": "1"}, {"options": {"top_p": 3}},
         {"options": {"temperature": float("inf")}}, {"options": {"guidance": float("nan")}},
+        {"options": {"context_guidance": 1e30}},
     ):  # fmt: skip
         with pytest.raises(ConfigError, match="is not valid"):
             pipeline.imagine("a fox", **wrong)
@@ -268,14 +269,18 @@ def test_options(pipeline: Pipeline):
 
 
 def test_options_of_a_pipeline_hold_where_a_call_gives_no_others():
-    own = {"top_p": 0.5, "n": 2, "seed": 9}
+    own = {"top_p": 0.5, "seed": 9}
     with Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options=own) as pipeline:
         plain = pipeline.imagine("a fox", k=0)
-        assert (plain.options.top_p, len(plain.outputs), plain.seed) == (0.5, 2, 9)
+        assert (plain.options.top_p, len(plain.outputs), plain.seed) == (0.5, 1, 9)
         other = pipeline.imagine("a fox", k=0, n=3, seed=1, options={"top_p": 0.7, "temperature": 0.2})
         assert (other.options.top_p, other.options.temperature, len(other.outputs), other.seed) == (0.7, 0.2, 3, 1)
         assert pipeline.imagine("a fox", k=0, options=Options(temperature=0.1)).options.top_p == 0.5, "it says nothing"
-    for wrong, message in (({"topp": 1}, "no setting 'topp'"), (5, "Options are an Options or a mapping, not int")):
+    for wrong, message in (
+        ({"topp": 1}, "no setting 'topp'"),
+        ({"n": 2}, "have no n"),
+        (5, "Options are an Options or a mapping, not int"),
+    ):
         with pytest.raises(ConfigError, match=message):
             Pipeline(HashingRetriever(), FaissMemory(), generator=PaintingGenerator(), options=wrong)
 

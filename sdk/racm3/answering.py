@@ -67,6 +67,15 @@ def given_options(options: Options | Mapping[str, Any] | None) -> dict[str, Any]
     return options.model_dump(exclude_unset=True) if isinstance(options, Options) else dict(options or {})
 
 
+def check_defaults(own: type[Options] | None, defaults: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` unless these can be the options of every answer of a generator (`own`: its type of them)."""
+    if "n" in defaults:
+        raise ConfigError(
+            "The options of a pipeline have no n: each call says how many samples it wants.", "Give it n."
+        )
+    all_options(own, None, defaults=defaults, seed=0)
+
+
 def answers(asked: Asked, made: list[list[Output]], generator: Generator, retriever: Retriever) -> list[Generation]:
     """What the generator made of each prompt, checked, pasted and ranked."""
     outputs = [

@@ -13,7 +13,7 @@
     name = "cm3"
     checkpoint = "./checkpoint"
     token = { env = "MY_TOKEN" }        # a secret, read from the environment
-    [options]                           # of every answer, as far as a call gives no others; left out: the generator's own
+    [options]                           # of every answer, as far as a call gives no others; all but n
     context_guidance = 3.0
 
 A mapping with the same tables does as well.
@@ -132,7 +132,12 @@ def _options(
     over = overrides.get(OPTIONS, {})
     given = {} if over is None else {**tables.get(OPTIONS, {}), **over}
     if given and generator is not None:
-        registry().validate_options(generator.interface, generator.name, given)
+        from .answering import check_defaults
+
+        try:
+            check_defaults(registry().options_model(generator.interface, generator.name), given)
+        except ConfigError as error:
+            raise ConfigError(f"[options]: {error.message}", error.hint) from None
     return given
 
 

@@ -33,8 +33,8 @@ class Options(BaseModel):
     min_text_tokens: int = Field(0, ge=0, description="a text does not end before")
     no_repeat: int = Field(0, ge=0, description="no so many text tokens in a row twice; 0: allowed")
     repetition_penalty: float = Field(1.0, ge=1, description="divides the probability of text tokens drawn before")
-    guidance: float = Field(1.0, ge=0, description="classifier-free guidance scale; 1: none")
-    context_guidance: float = Field(1.0, ge=0, description="guidance by the retrieved documents; 1: none")
+    guidance: float = Field(1.0, ge=0, le=100, description="classifier-free guidance scale; 1: none")
+    context_guidance: float = Field(1.0, ge=0, le=100, description="guidance by the retrieved documents; 1: none")
     decoding: Literal["sample", "contrast", "mixed"] = "sample"
     contrast_k: int = Field(8, ge=1)
     contrast_share: float = Field(0.5, gt=0, le=1)

@@ -11,10 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack, overload
 
 from .adding import add_documents
-from .answering import Asked, all_options, answers, fingerprints, given_options
+from .answering import Asked, all_options, answers, check_defaults, fingerprints, given_options
 from .classification import Classification, checked_labels, label_probabilities
 from .crossing import calling, checked_encoder, checked_generator, next_event
 from .document import Blank, Document, Image, Text
@@ -53,7 +54,7 @@ class Pipeline(Tasks):
     The memory is bound to the retriever's encoder: one that was filled by another raises `EncoderMismatch`.
     A context manager: leaving it closes the memory.
 
-    options: of every answer, as far as a call gives no others; an `Options`, or a mapping with some of its fields.
+    options: of every answer, as far as a call gives no others; an `Options`, or a mapping with some of its fields, without n.
 
     >>> from racm3 import Document, Pipeline
     >>> from racm3.memories.faiss import FaissMemory
@@ -91,10 +92,10 @@ class Pipeline(Tasks):
                     "Pipeline.from_config builds one from names and settings.",
                 )
         self.retriever, self.memory, self.sampler, self.generator = retriever, memory, sampler, generator
-        self.options = given_options(options)
+        self.options: Mapping[str, Any] = MappingProxyType(given_options(options))
         if generator is not None:
             checked_generator(generator)
-            all_options(generator.options_type, self.options, seed=0)
+            check_defaults(generator.options_type, self.options)
         with calling(retriever):
             encoder = retriever.encoder
         checked_encoder(retriever, encoder)
@@ -103,12 +104,13 @@ class Pipeline(Tasks):
 
     @classmethod
     def from_config(
-        cls, source: str | Path | Mapping[str, Any] | PipelineConfig, **overrides: Mapping[str, Any] | None
+        cls, source: str | Path | Mapping[str, Any] | PipelineConfig, **overrides: Mapping[str, Any] | Options | None
     ) -> Pipeline:
         """A pipeline from a TOML file, or from a mapping with the same tables. overrides: see `from_preset`."""
         from .config import PipelineConfig, load_config
 
-        config = source if isinstance(source, PipelineConfig) else load_config(source, overrides=overrides)
+        tables = {name: given_options(own) if isinstance(own, Options) else own for name, own in overrides.items()}
+        config = source if isinstance(source, PipelineConfig) else load_config(source, overrides=tables)
         retriever, sampler = config.retriever.create(), config.sampler.create()
         generator = None if config.generator is None else config.generator.create()
         _ = retriever.encoder  # what cannot be found is found out before a new memory leaves its files behind
@@ -120,7 +122,7 @@ class Pipeline(Tasks):
             raise
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Mapping[str, Any] | None) -> Pipeline:
+    def from_preset(cls, name: str, **overrides: Mapping[str, Any] | Options | None) -> Pipeline:
         """A pipeline that a plugin provides. overrides: settings by table, which win over the preset's; a table with
         another name replaces the preset's, None leaves it out. A memory of your own, to be filled:
         `from_preset("emoji", memory={"path": "./mine", "read_only": False})`."""

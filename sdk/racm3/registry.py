@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from .generation import Generation
     from .interfaces import Query, Selection
+    from .options import Options
 
 logger = logging.getLogger("racm3.plugins")
 
@@ -115,16 +116,12 @@ class Registry:
         component = self.component(interface, name)
         return validate(self.settings_model(component), settings, _label(component.kind, name))
 
-    def options_model(self, interface: type, name: str) -> type[BaseModel]:
-        """What a generator can be asked for at each call, as a pydantic model."""
+    def options_model(self, interface: type, name: str) -> type[Options]:
+        """What a generator can be asked for at each call."""
         from .options import Options
 
         generator: Any = self.resolve(self.component(interface, name))
         return generator.options_type or Options
-
-    def validate_options(self, interface: type, name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Check the options of answers for a generator. Raises `ConfigError`."""
-        return validate(self.options_model(interface, name), options, "[options]")
 
     def create(self, interface: type, name: str, settings: Mapping[str, Any] | None = None) -> Any:
         """Make a component from its name and settings. Raises `ConfigError` for settings that do not fit."""

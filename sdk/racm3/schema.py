@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .config import DEFAULTS, OPTIONS, REQUIRED
 from .errors import PluginError
 from .hookspecs import INTERFACES
 from .interfaces import Generator
 from .registry import registry
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 ENV = {
@@ -64,7 +61,7 @@ def _options(definitions: dict[str, Any]) -> dict[str, Any]:
     """The schema of the options of answers: the common ones, or those of an installed generator."""
     from .options import Options
 
-    models: dict[type[BaseModel], str] = {Options: "common"}
+    models: dict[type[Options], str] = {Options: "common"}
     for name in registry().names(Generator):
         with suppress(PluginError):  # it is left out above
             models.setdefault(registry().options_model(Generator, name), name)
