@@ -146,6 +146,17 @@ def test_an_index_looks_as_far_as_it_has_to(kind):
     assert efforts[0] <= efforts[1] and (kind == "hnsw" or efforts[0] < efforts[1])
 
 
+@pytest.mark.parametrize("alike", [0, 1400, N])
+@pytest.mark.parametrize("cells", [1, 2, 37])
+def test_there_are_as_many_cells_as_were_asked_for(alike, cells):
+    """Also of documents that are nearly all the same, which leave clusters empty."""
+    vectors = np.concatenate([np.repeat(VECTORS[:1], alike, axis=0), VECTORS[alike:]])
+    centres = approximate._centres(vectors, cells)
+    assert centres.shape == (cells, DIM) and centres.dtype == np.float32
+    assert np.linalg.norm(centres, axis=1) == pytest.approx(1, abs=1e-3)
+    assert (vectors @ centres.T).max(axis=1).mean() >= (VECTORS @ VECTORS.mean(axis=0)).mean()
+
+
 @pytest.mark.parametrize(("documents", "kind"), [(10, "exact"), (200_000, "exact"), (200_001, "ivf")])
 def test_auto_chooses_by_size(documents, kind):
     assert approximate.chosen("auto", documents) == kind
