@@ -71,7 +71,8 @@ def check_defaults(own: type[Options] | None, defaults: Mapping[str, Any]) -> No
     """Raise `ConfigError` unless these can be the options of every answer of a generator (`own`: its type of them)."""
     if "n" in defaults:
         raise ConfigError(
-            "The options of a pipeline have no n: each call says how many samples it wants.", "Give it n."
+            "The options of a pipeline have no n: each call says how many samples it wants.",
+            "imagine(caption, n=4), or racm3 generate -n 4.",
         )
     all_options(own, None, defaults=defaults, seed=0)
 

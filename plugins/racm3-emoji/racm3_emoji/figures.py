@@ -188,8 +188,9 @@ def evaluate(
     }
     if vanilla is not None:
         asked["vanilla"] = (vanilla, protocol.drawing_requests("none", 0))
-    drawn = {name: (*each, options) for name, each in asked.items() if name != "k1"}
-    drawn["unguided"] = (*asked["k2"], options.model_copy(update={"context_guidance": 1.0}))
+    plain = options.model_copy(update={"context_guidance": 1.0})
+    drawn = {"k2": (*asked["k2"], options), "unguided": (*asked["k2"], plain)}
+    drawn |= {name: (*each, options) for name, each in asked.items() if name not in ("k1", "k2")}
     steps, done = 4 + len(seeds) * len(drawn), 0
 
     def tick(what: str) -> None:

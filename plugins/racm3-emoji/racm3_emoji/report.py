@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 _GRID_ROWS = 24
 _COLUMNS = ("k2", "unguided", "k0", "vanilla", "random")
 _NAMES = {
-    "k2": "RA-CM3, K = 2", "unguided": "the same without context guidance", "k1": "RA-CM3, K = 1", "k0": "the same weights, K = 0", "random": "two random documents",
+    "k2": "RA-CM3, K = 2", "unguided": "RA-CM3, K = 2, without context guidance", "k1": "RA-CM3, K = 1",
+    "k0": "the same weights, K = 0", "random": "two random documents",
     "vanilla": "vanilla CM3", "top document": "retrieval baseline (the top document)",
     "true_drawing_of_another_vendor": "ceiling: another vendor's true drawing",
 }  # fmt: skip
