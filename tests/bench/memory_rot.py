@@ -7,9 +7,7 @@ told        an error of ours at opening, or a sentence of `verify`
 no data     nothing noticed it, and nothing was to be noticed: every table and the schema read as they did. Such bits are
             room that no row uses, and counters of SQLite
 as it was   a value has changed that no answer depends on; each of them is listed
-gone back   the last changes are gone. Only in the log (memory.db-wal) of a memory that was not closed: SQLite ends the log
-            where it does not match its checksum, as after a power failure
-wrong       anything else
+wrong       anything else; the last changes being gone, for one
 
 Exit status 1 when there is any of the last kind.
 """
@@ -82,7 +80,7 @@ def memory_after(folder: Path, base: Base, before: Tables) -> tuple[str, str]:
         return "wrong", f"{error}: {changed}"
     if found.errors:
         return "told", ""
-    return ("as it was", changed) if found.held == base.states[-1] else ("gone back", changed)
+    return ("as it was" if found.held == base.states[-1] else "wrong", changed)
 
 
 def export_after(folder: Path) -> tuple[str, str]:

@@ -48,6 +48,22 @@ class Claim:
         self.release = weakref.finalize(self, _let_go, key)
 
 
+def is_claimed(path: Path) -> bool:
+    """Whether a process has a claim on a file; where there are no such locks, nobody seems to have."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _take(path: Path) -> _File:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     with _guard:

@@ -14,6 +14,7 @@ from typing import Any
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
 from .durable import make_folder, part_of, publish
+from .log import check as check_log
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
@@ -115,6 +116,8 @@ class Database:
         self._lock = threading.RLock()
         self._process = os.getpid()
         self._closed = False
+        if path is not None:
+            check_log(log_of(path), path.with_name(LOCK))
         with _translated(self.place):
             self.connection = self._connect()
         try:
@@ -128,7 +131,7 @@ class Database:
         place, uri = (":memory:" if self.path is None else str(self.path)), False
         if self.path is not None and self.read_only:
             # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
-            shared = os.access(self.path.parent, os.W_OK) or Path(f"{self.path}-wal").exists()
+            shared = os.access(self.path.parent, os.W_OK) or log_of(self.path).exists()
             place, uri = f"{self.path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
         connection = sqlite3.connect(
             place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
@@ -287,6 +290,11 @@ class Database:
         return found
 
 
+def log_of(database: Path) -> Path:
+    """What was written since the database file was: SQLite keeps it until the last process that has it open closes it."""
+    return database.with_name(f"{database.name}-wal")
+
+
 def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
     """The database of a folder, which is made when it is missing, and whether it can only be read."""
     database = folder / DATABASE
@@ -316,7 +324,7 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
 
 def _check_not_emptied(database: Path) -> None:
     """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
-    log = database.with_name(f"{database.name}-wal")
+    log = log_of(database)
     if database.stat().st_size == 0 and not (log.exists() and log.stat().st_size) and _has_index(database.parent):
         raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
 
