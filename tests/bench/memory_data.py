@@ -84,7 +84,8 @@ class Data:
         shape = (self.count + EXTRA, DIM)
         written = np.lib.format.open_memmap(part, mode="w+", dtype=np.float32, shape=shape)
         for first in range(0, len(written), BLOCK):
-            rng, n = np.random.default_rng([0, first]), min(BLOCK, len(written) - first)
+            # Not [0, first]: of the first block these are the numbers of the centres, and its documents between two of them.
+            rng, n = np.random.default_rng([3, first]), min(BLOCK, len(written) - first)
             noise = _unit(rng.standard_normal((n, DIM), dtype=np.float32))
             written[first : first + n] = _unit(centres[rng.integers(0, len(centres), n)] + noise)
         written.flush()

@@ -9,7 +9,7 @@ from ..document import Document
 from ..errors import MemoryStoreError
 from ..interfaces import Hit
 from .journal import Journal
-from .names import id_of
+from .names import ids_of
 from .rows import Stored
 from .segment import Records
 
@@ -21,11 +21,12 @@ def hits(
 ) -> list[Hit]:
     """Documents that were found, by number, with what an index has of them: the k best, equal scores in order of id; without
     scores, as they come. Inside a transaction."""
-    beside = [id_of(slot.tobytes()) for slot in records.names]
+    beside = ids_of(records.names)
     known = journal.ids(seq for seq, id in zip(seqs, beside, strict=True) if id is None) if None in beside else {}
     ids = [known[seq] if id is None else id for seq, id in zip(seqs, beside, strict=True)]
-    places = range(len(ids))
-    order = places if scores is None else sorted(places, key=lambda place: (-scores[place], ids[place]))[:k]
+    order = list(range(len(ids)))
+    if scores is not None:
+        order = [place for _, _, place in sorted(zip([-score for score in scores], ids, order, strict=True))[:k]]
     answer = _Answer(journal, [(seqs[place], ids[place]) for place in order])
     return [
         Hit(

@@ -41,6 +41,7 @@ CELLS = ("ivf", "ivf-pq")
 SMALL = 10_000  # up to so many documents every named index is exact: a scan takes no longer
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
 SAMPLE = 40  # vectors for each cell that training looks at; FAISS wants 39
+CELL = 125  # documents in a cell, at least, so that choosing cells takes no longer than looking at what is in them
 ROUNDS = 5  # of k-means over all cells, behind a start that is near already
 NEIGHBOURS = 32  # of a node in the graph of hnsw
 FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
@@ -117,7 +118,7 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
         return faiss.index_factory(dim, f"HNSW{NEIGHBOURS}_SQfp16", faiss.METRIC_INNER_PRODUCT), SAMPLE
     if kind not in NAMES:
         return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
-    cells = max(1, min(int(8 * math.sqrt(documents)), documents // SAMPLE))
+    cells = max(1, min(int(8 * math.sqrt(documents)), documents // CELL))
     if kind == "ivf":
         made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
         made.by_residual = False  # scores are by the vectors, whatever becomes of the centres
@@ -194,10 +195,11 @@ class ApproximateIndex(VectorIndex):
         recall: float | None = None,
         file: FaissFile | None = None,
     ) -> None:
-        super().__init__(index.dim, index.segments)
+        super().__init__(index.dim, index.segments, index.seqs)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
         self.kind, self.faiss, self.effort, self.recall, self.file = kind, faiss, effort, recall, file
         self._late = np.empty((0, self.dim), dtype=np.float32)  # vectors of the documents that came after the others
+        self._doubt = scan.doubt(self.dim, rounded=1)
 
     def tune(self) -> None:
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
@@ -207,12 +209,11 @@ class ApproximateIndex(VectorIndex):
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = np.ascontiguousarray(self._at(rows).vectors), list(rows[:, None])  # which every search finds
-        least = [found.scores.min() for found in self._scan(queries, NEAREST, None, itself)]
+        least = [np.sort(found.scores)[-NEAREST:].min() for found in self._scan(queries, NEAREST, None, itself)]
         while True:
             before, answer = self.recall or 0, self._find(queries, NEAREST, None, itself)
-            self.recall = float(
-                np.mean([np.mean(found.scores >= low) for found, low in zip(answer, least, strict=True)])
-            )
+            near = [np.count_nonzero(found.scores >= low) for found, low in zip(answer, least, strict=True)]
+            self.recall = float(np.mean(np.minimum(near, NEAREST))) / NEAREST
             if self.recall >= FOUND or self.recall < before + GAIN or self.effort >= MOST:
                 return
             self.effort *= 2
@@ -245,13 +246,14 @@ class ApproximateIndex(VectorIndex):
         found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
-            rows, scores = rows[known], scores[known]
+            if not known.all():
+                rows, scores = rows[known], scores[known]
             damaged = len(set(rows.tolist())) < len(rows)  # and so is a label that comes twice
             if len(gone) or wanted is not None:
                 near = ~np.isin(rows, gone) if wanted is None else wanted[rows] & ~np.isin(rows, gone)
                 rows, scores = rows[near], scores[near]
             if self.kind in AS_HALVES and len(rows) > k:  # best first; what lies too far behind the k-th is not read
-                rows = rows[scores >= scores[k - 1] - scan.doubt(self.dim, rounded=1)]
+                rows = rows[scores >= scores[k - 1] - self._doubt]
             if len(self.seqs) > indexed:
                 rows = np.concatenate([rows, self._late_ones(query, k, wanted, gone)])
             if damaged or len(rows) < min(k, there - len(gone)):  # it did not look far enough

@@ -16,6 +16,7 @@ from .segment import Part, Records, Segment, joined
 from .where import Condition, Having, evaluate
 
 SCAN = 4096  # up to so many candidates a plain product is quickest
+FEW = 32  # documents more than were asked for, which it takes longer to pass over than to hand out
 QUERIES = 1024  # at a time
 FILTERS = 16  # of which the documents are remembered, in a byte a document each
 
@@ -38,9 +39,9 @@ class VectorIndex:
 
     kind = "exact"
 
-    def __init__(self, dim: int, segments: Sequence[Segment] = ()) -> None:
+    def __init__(self, dim: int, segments: Sequence[Segment] = (), seqs: np.ndarray | None = None) -> None:
         self.dim, self.segments = dim, list(segments)
-        self.seqs: np.ndarray = segments[0].seqs if len(segments) == 1 else _numbers_of(segments)
+        self.seqs: np.ndarray = _numbers_of(segments) if seqs is None else seqs
         self.last_seq = self.generation = 0
         self._alive: np.ndarray | None = None  # bool [rows], where there are tombstones
         self._filters: dict[Having, np.ndarray] = {}  # bool [rows], as many as there were when it was asked last
@@ -126,8 +127,8 @@ class VectorIndex:
     def nearest(
         self, queries: np.ndarray, k: int, *, allowed: np.ndarray | None, excluded: Sequence[np.ndarray]
     ) -> list[Found]:
-        """For each query (float32 [n, dim]), every document whose score is at least the k-th best, k or more where there are
-        so many, in no particular order. The caller breaks ties.
+        """For each query (float32 [n, dim]), every document whose score is at least the k-th best, and maybe a few more, in no
+        particular order. The caller takes the k best, and breaks ties.
 
         allowed: bool [rows], only these; None: all. excluded: for each query, not these numbers (int64).
         """
@@ -171,13 +172,13 @@ class VectorIndex:
             yield self._best(query, pool[near], k, records.picked(near))
 
     def _best(self, query: np.ndarray, rows: np.ndarray, k: int, records: Records | None = None) -> Found:
-        """Of candidates those that are at least as good as the k-th best, with exact scores."""
+        """Of candidates those that are at least as good as the k-th best, and maybe a few more, with exact scores."""
         if records is None and len(rows) > SCAN:  # too many to hold the vectors of all of them
             scores = np.concatenate([_scores(self._at(some), query) for some in _pieces(rows)])
         else:
             records = self._at(rows) if records is None else records
             scores = _scores(records, query)
-        if len(rows) > k:
+        if len(rows) > k + FEW:
             chosen = scores >= np.partition(scores, -k)[-k]
             scores, rows = scores[chosen], rows[chosen]
             records = records and records.picked(chosen)
@@ -218,6 +219,8 @@ def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
 
 def _numbers_of(segments: Sequence[Segment]) -> np.ndarray:
     """All numbers of segments, which are views of it from now on: a copy would be as much as a tenth of compressed vectors."""
+    if len(segments) == 1:
+        return segments[0].seqs
     numbers = np.concatenate([np.empty(0, np.int64), *(segment.seqs for segment in segments)])
     start = 0
     for segment in segments:

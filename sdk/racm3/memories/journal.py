@@ -183,7 +183,9 @@ class Journal(Database):
         """Documents by number, unchecked. short: without those that have a content above `SHORT`."""
         found: dict[int, Stored] = {}
         for columns in self.select(READ_SHORT if short else READ, map(int, seqs)):
-            found.setdefault(columns[0], Stored(Row(*columns[:6]), [])).parts.append(columns[6:])
+            if columns[0] not in found:
+                found[columns[0]] = Stored(Row(*columns[:6]), [])
+            found[columns[0]].parts.append(columns[6:])
         if short:
             return {seq: stored for seq, stored in found.items() if None not in [part[2] for part in stored.parts]}
         return found

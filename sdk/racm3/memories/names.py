@@ -37,8 +37,14 @@ def widened(slots: np.ndarray, width: int) -> np.ndarray:
     return wide
 
 
-def id_of(slot: bytes) -> str | None:
-    """The id in a slot; None when it is not there."""
-    check, length = _HEAD.unpack_from(slot) if len(slot) >= _HEAD.size else (0, 0)
-    id = slot[_HEAD.size : _HEAD.size + length]
-    return decoded(id) if length and zlib.crc32(id) == check else None
+def ids_of(slots: np.ndarray) -> list[str | None]:
+    """The ids in slots (uint8 [n, width]); None where one is not there."""
+    count, width = slots.shape
+    if width < _HEAD.size:
+        return [None] * count
+    data, found = slots.tobytes(), list[str | None]()
+    for start in range(0, len(data), width):
+        check, length = _HEAD.unpack_from(data, start)
+        id = data[start + _HEAD.size : start + _HEAD.size + length]
+        found.append(decoded(id) if length and zlib.crc32(id) == check else None)
+    return found

@@ -157,10 +157,10 @@ def mapped(path: Path, rows: int, dim: int, width: int, sha256: str) -> Segment:
         raise ValueError("it has not the size that it was written with")
     # Copy-on-write only because torch warns of arrays that cannot be written; nothing here writes.
     data = np.memmap(path, dtype=np.uint8, mode="c")
-    seqs, halves = data[: 8 * rows].view("<i8"), data[8 * rows : rows * (8 + 2 * dim)].view("<f2")
+    halves = data[8 * rows : rows * (8 + 2 * dim)].view("<f2")
     vectors, names = _records(data[rows * (8 + 2 * dim) :], dim, width)
-    seqs = np.array(seqs)
-    if seqs[0] < 1 or not (np.diff(seqs) > 0).all():
+    seqs = np.fromfile(path, dtype="<i8", count=rows)  # all are looked at, and what is looked at would be mapped besides
+    if len(seqs) != rows or seqs[0] < 1 or not (seqs[1:] > seqs[:-1]).all():
         raise ValueError("its numbers do not ascend")
     return Segment(
         seqs, vectors.view(np.ndarray), names.view(np.ndarray), halves.reshape(rows, dim).view(np.ndarray),

@@ -70,15 +70,16 @@ def load(folder: Path, dim: int) -> VectorIndex | None:
 
 
 def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
-    segments, made = [], header["index"]
+    segments, last, made = [], 0, header["index"]
     for entry in header["segments"]:
         path = folder / Path(entry["file"]).name
         segments.append(mapped(path, entry["rows"], header["dim"], entry["width"], entry["sha256"]))
+        first, before, last = int(segments[-1].seqs[0]), last, int(segments[-1].seqs[-1])
+        if not before < first <= last <= header["last_seq"]:
+            raise ValueError("its numbers do not ascend")
         if path.stat().st_size <= CHECKED:
             _check(path, entry["sha256"])
     index = VectorIndex(header["dim"], segments)
-    if len(index.seqs) and (np.diff(index.seqs).min(initial=1) < 1 or index.seqs[-1] > header["last_seq"]):
-        raise ValueError("its numbers do not ascend")
     index.last_seq, index.generation = header["last_seq"], header["generation"]
     index.remove(np.array(header["removed"], dtype=np.int64))
     if made is None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import MemoryCorrupt
 from .journal import Journal, fields_of
-from .names import id_of
+from .names import ids_of
 from .rows import vectors_of
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ def disagreements(journal: Journal, index: VectorIndex) -> Iterator[str]:
     while rows := journal.rows(after=after, last=index.last_seq):
         kept = index.records(np.array([row.seq for row in rows], dtype=np.int64))
         same = (kept.vectors == vectors_of(rows, index.dim)).all(axis=1)
-        for row, vector, slot in zip(rows, same, kept.names, strict=True):
+        for row, vector, id in zip(rows, same, ids_of(kept.names), strict=True):
             if not vector:
                 yield f"The index holds another vector of document {row.name!r}."
-            if id_of(slot.tobytes()) not in (row.name, None):
+            if id not in (row.name, None):
                 yield f"The index holds another id of document {row.name!r}."
         after = rows[-1].seq
