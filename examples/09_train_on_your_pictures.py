@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from racm3.cli import main
 
 RECIPES = Path(__file__).parent / "recipes"
-COLOURS, SHAPES = ("red", "green", "blue", "orange", "purple", "black"), ("rectangle", "ellipse", "line")
+COLOURS, SHAPES = ("red", "green", "blue", "orange", "brown", "black"), ("rectangle", "ellipse", "line")
 
 
 def example_folder(folder: Path) -> Path:

@@ -212,3 +212,61 @@ def test_a_function_may_be_the_source(monkeypatch):
     for target in ("my_own:wrong", "my_own:nothing", "nowhere_at_all:x"):
         with pytest.raises(ConfigError, match=target):
             corpus_of(target, "generator")
+
+
+def test_entries_of_a_coco_file_that_are_none_are_passed_over_and_the_others_read(tmp_path):
+    def odd(root):
+        path = coco(root)
+        found = json.loads(path.read_text())
+        found["images"] += [None, 7, {"id": 8}, {"id": 9, "file_name": None}]
+        found["annotations"] = [
+            None, {"id": 1, "image_id": [0], "caption": "a list"}, {"id": 2, "image_id": 0}, *found["annotations"],
+        ]  # fmt: skip
+        path.write_text(json.dumps(found))
+        return path
+
+    corpus = read(tmp_path, "coco", odd, images=tmp_path / "source" / "val")
+    assert corpus.data.texts[:2] == ["a red square, 0", "a red square, 1"] and len(corpus.data) == 6
+    assert [sample["where"] for sample in skipped(tmp_path / "data")] == [
+        "annotations[0]", "annotations[1]", "annotations[2]", "nowhere.png",
+        "images[4]", "images[5]", "images[6]", "images[7]",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("described", ["null", "[1]", '"text"'])
+def test_a_sample_of_a_shard_that_is_described_by_no_object_is_passed_over(tmp_path, described):
+    def odd(root):
+        shards(root)
+        with tarfile.open(root / "00003.tar", "w") as tar:
+            for kind, data in {"jpg": png("white"), "json": described.encode()}.items():
+                info = tarfile.TarInfo(f"odd.{kind}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return root
+
+    corpus = read(tmp_path, "webdataset", odd)
+    assert len(corpus.data) == 3
+    assert "00003.tar/odd" in [sample["where"] for sample in skipped(tmp_path / "data")]
+
+
+def test_half_of_a_character_is_passed_over(tmp_path):
+    def odd(root):
+        path = jsonl(root)
+        lines = [
+            json.dumps({"image": "red.png", "text": "half \ud800"}),
+            json.dumps({"image": "red.png", "text": "x", "metadata": {"entity": "\udfff"}}),
+        ]
+        path.write_text("\n".join([*lines, path.read_text()]))
+        return path
+
+    corpus = read(tmp_path, "jsonl", odd, held_out=0.01)
+    assert len(corpus.data) == 3
+    assert sum("half of a character" in sample["error"] for sample in skipped(tmp_path / "data")) == 2
+
+
+def test_other_pictures_are_another_corpus():
+    data = TrainingSet(np.zeros((3, 4, 4, 3), np.uint8), ["a", "b", "c"], ["a", "b", "c"], ["a", "b", "c"])
+    other = TrainingSet(np.ones((3, 4, 4, 3), np.uint8), data.ids, data.texts, data.entities)
+    viewed = TrainingSet(PixelRows(other.pixels, np.arange(3)), data.ids, data.texts, data.entities)
+    digests = [Corpus(one, np.array([2])).digest for one in (data, other, viewed)]
+    assert digests[0] != digests[1] == digests[2]

@@ -71,9 +71,9 @@ def recipe(**trainer):
 
 
 def test_a_dry_run_says_what_it_rests_on(tmp_path):
-    found = estimate(recipe(), Run(tmp_path), gpus=8)
+    found = estimate(recipe(accumulation=8), Run(tmp_path), gpus=8)
     assert found.parameters == SIZES["350m"].parameters(2000 + len(CONTROL) + 8192)
-    assert found.tokens == 4 * 8 * 2 * (1024 + 40 + 7)
+    assert found.tokens == 8 * 8 * 2 * (1024 + 40 + 7)
     assert (found.devices, found.peak) == (8, HOPPER_PEAK)
     assert found.seconds_per_step == pytest.approx(found.operations / (8 * HOPPER_PEAK * SHARE))
     assert found.memory["weights"] == found.memory["gradients"] == found.memory["optimiser"] / 2 == 4 * found.parameters
@@ -81,6 +81,21 @@ def test_a_dry_run_says_what_it_rests_on(tmp_path):
     said = dict(found.lines())["assumed"]
     assert "1024 tokens" in said and "texts of 40 tokens" in said and "H200" in said
     assert json.loads(json.dumps(found.as_json()))["seconds"] == pytest.approx(100 * found.seconds_per_step)
+
+
+def test_gpus_share_out_micro_batches_and_if_asked_weights(tmp_path):
+    alone, shared = (estimate(recipe(sharding=sharding), Run(tmp_path), gpus=8) for sharding in ("none", "full"))
+    assert alone.tokens == 8 * 8 * 2 * (1024 + 40 + 7) and "accumulation = 8" in dict(alone.lines())["assumed"]
+    assert "accumulation" not in dict(estimate(recipe(), Run(tmp_path), gpus=2).lines())["assumed"]
+    for name in ("weights", "gradients", "optimiser"):
+        assert shared.memory[name] == -(-alone.memory[name] // 8)
+    assert shared.memory["activations"] == alone.memory["activations"]
+
+
+def test_muon_has_one_moment_for_hidden_matrices_and_two_for_the_rest(tmp_path):
+    adam, muon = (estimate(recipe(optimizer=name), Run(tmp_path), gpus=1) for name in ("adamw", "muon"))
+    size = SIZES["350m"]
+    assert adam.memory["optimiser"] - muon.memory["optimiser"] == 4 * size.layers * size.matrices
 
 
 def test_what_is_prepared_is_looked_at_and_this_machine_measured(tmp_path, monkeypatch):

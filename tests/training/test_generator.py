@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import VQModel
+from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from racm3.errors import CheckpointError, ConfigError, WeightsNotFound
@@ -230,6 +231,36 @@ def test_only_x_is_masked(stage):
         sentinels = (batch["ids"] >= vocabulary.sentinel(0)) & (batch["ids"] < vocabulary.first_image)
         assert sentinels.sum() == 2 * 6
         assert (batch["main"] | ~sentinels).all()
+
+
+def test_retrieved_documents_are_masked_where_that_is_asked_for(stage):
+    made = stage(k=(2,), masking={"whole_segment": 1.0, "retrieved": True})
+    vocabulary = made.format.vocabulary
+    for batch in batches(made, 3):
+        sentinels = (batch["ids"] >= vocabulary.sentinel(0)) & (batch["ids"] < vocabulary.first_image)
+        documents_there = (batch["ids"] == vocabulary.control("<s>")).sum()
+        assert sentinels.sum() == 2 * documents_there > 2 * 2 * 6  # two for each span, a span for each document
+        assert not batch["weights"][sentinels].any()
+
+
+def test_sentinels_weigh_what_is_asked_for(stage):
+    made = stage(k=(1,), alpha=0.5, masking={"whole_segment": 1.0, "retrieved": True}, sentinel_weight=0.2)
+    batch = made.batch(0, 0)
+    vocabulary = made.format.vocabulary
+    sentinels = (batch["ids"] >= vocabulary.sentinel(0)) & (batch["ids"] < vocabulary.first_image)
+    assert np.allclose(batch["weights"][sentinels & batch["main"]], 0.2)
+    assert np.allclose(batch["weights"][sentinels & ~batch["main"]], 0.1)
+
+
+@pytest.mark.parametrize("k", [(), (-1,), (0, -2)])
+def test_numbers_of_documents_that_there_cannot_be_are_refused(k):
+    with pytest.raises(ValidationError):
+        ObjectiveSettings(k=k)
+
+
+def test_documents_must_fit_into_the_positions(stage):
+    with pytest.raises(ConfigError, match=r"do not fit into .* max_positions"):
+        stage(k=(0, 40))
 
 
 def test_padding_weighs_nothing_and_fills_up_to_a_multiple(stage):

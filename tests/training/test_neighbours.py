@@ -271,3 +271,22 @@ def test_tables_of_several_settings_lie_side_by_side(tmp_path):
     assert (made("topk", sampler="topk").rows == top.rows).all()
     with pytest.raises(CheckpointError, match="other settings"):
         made("diverse", sampler="topk")
+
+
+def test_candidates_are_asked_for_until_enough_of_them_are_kept():
+    """Of a crowd of near duplicates the sampler keeps one; what else there is lies behind it."""
+    documents, groups, training, held_out = world()
+    rng = np.random.default_rng(1)
+    for row in range(2, 6):
+        noise = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8)
+        documents[row] = Document(["kite kite kite 0", Image(np.uint8([[[200, 0, 0]]]) + noise)], id=f"kite-{row}")
+    found = prepare_neighbours(
+        documents, groups, training, held_out, HashingRetriever(), DiverseSampler(0.9),
+        NeighbourSettings(keep=3, candidates=2),
+    )  # fmt: skip
+    everything = prepare_neighbours(
+        documents, groups, training, held_out, HashingRetriever(), DiverseSampler(0.9),
+        NeighbourSettings(keep=3, candidates=24),
+    )  # fmt: skip
+    assert np.array_equal(found.rows, everything.rows)
+    assert (found.rows[training] >= 0).all()

@@ -56,6 +56,9 @@ def test_a_stage_remembers_its_recipe(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"another recipe: \[model\]") as raised:
         check_same_recipe(tmp_path / "second", "retriever", {"model": {"batch_size": 5}})
     assert "racm3 train resume" in raised.value.hint
+    with pytest.raises(ConfigError, match="another recipe"):
+        train_stage(Run(tmp_path), "retriever", {"model": {"batch_size": 5}}, corpus(), name="second")
+    assert len(asked) == 1 and recorded(tmp_path / "second") == ("retriever", recipe)
     with pytest.raises(ConfigError, match=r"no stage\.json"):
         recorded(tmp_path)
 

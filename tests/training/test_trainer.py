@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 
 from racm3.errors import CheckpointError, ConfigError
+from racm3.training.account import read_lines
 from racm3.training.trainer import Stage, TrainerSettings, WeightAverage, build_optimizers, learning_rate_share, train
 
 
@@ -309,16 +310,21 @@ def test_the_best_weights_are_exported_also_by_a_run_that_was_stopped(tmp_path, 
 
     given = settings(steps=5, evaluate_every=1, save_every=1, keep_best="held_out", ema=ema)
     stage = Turning(stop_at=(3, 0))
-    stage.at, stage.figures = [], [3.0, 1.0, 2.0]
+    stage.at, stage.figures = [], [0.5, 3.0, 1.0, 2.0]  # the first before anything is trained, and not to be kept
     with pytest.raises(KeyboardInterrupt):
         train(stage, given, tmp_path)
     rest = Turning()
     rest.at, rest.figures = [], [2.0, 1.5]
     assert train(rest, given, tmp_path) == {"held_out": 1.5}
     exported = load_file(tmp_path / "model" / "weights.safetensors")
-    assert all(torch.equal(exported[name], weight) for name, weight in stage.at[1].items())
-    with pytest.raises(ConfigError, match="No held-out figure named 'loss'"):
-        train(Line(), settings(keep_best="loss"), tmp_path / "other")
+    assert all(torch.equal(exported[name], weight) for name, weight in stage.at[2].items())
+
+
+def test_a_figure_that_there_is_not_is_told_before_anything_is_trained(tmp_path):
+    stage = Line()
+    with pytest.raises(ConfigError, match=r"No held-out figure named 'loss' .* There are: held_out"):
+        train(stage, settings(keep_best="loss"), tmp_path)
+    assert stage.seen == []
 
 
 def test_evaluating_does_not_change_the_run(tmp_path):
@@ -328,6 +334,40 @@ def test_evaluating_does_not_change_the_run(tmp_path):
 
 
 # --- stopping and going on --------------------------------------------------------------------------------------
+
+
+def test_no_line_of_the_log_is_of_steps_before_and_after_a_place_to_go_on_from(tmp_path):
+    chosen = settings(steps=7, log_every=3, save_every=2)
+    train(Line(), chosen, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(stop_at=(5, 0)), chosen, tmp_path / "stopped")
+    train(Line(), chosen, tmp_path / "stopped")
+    assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
+    assert sorted(losses(tmp_path / "whole")) == [2, 3, 4, 6, 7]
+
+
+def test_a_line_that_was_cut_off_is_passed_over(tmp_path):
+    train(Line(), settings(), tmp_path)
+    whole = read_lines(tmp_path)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write('{"step": 7, "lo')
+    assert read_lines(tmp_path) == whole
+    assert read_lines(tmp_path / "nowhere") == []
+
+
+def test_a_model_that_was_being_written_is_not_there(tmp_path, monkeypatch):
+    train(Line(), settings(), tmp_path)
+    before = load_file(tmp_path / "model" / "weights.safetensors")
+
+    def killed(self, model, folder):
+        folder.mkdir(parents=True)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Line, "export", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(), settings(), tmp_path)
+    after = load_file(tmp_path / "model" / "weights.safetensors")
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
 
 
 @pytest.mark.parametrize("ema", [None, 0.9])

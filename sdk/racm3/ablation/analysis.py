@@ -25,6 +25,7 @@ import numpy as np
 from ..errors import ConfigError
 from ..interfaces import Progress, Retriever
 from ..options import Options
+from ..training.account import read_lines
 from ..training.data import Corpus
 from ..training.neighbours import NeighbourSettings
 from ..training.recipe import read_table
@@ -256,11 +257,9 @@ def shown_places(places: list[int]) -> list[int]:
 def training_seconds(folder: Path) -> float:
     """Seconds that a run's optimiser steps took, by its log; a step that was taken again after a kill counts once."""
     seconds: dict[int, float] = {}
-    log = folder / "log.jsonl"
-    for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else ():
-        found = json.loads(line)
-        if "seconds_per_step" in found:
-            seconds[found["step"]] = found["seconds_per_step"]
+    for line in read_lines(folder):
+        if "seconds_per_step" in line:
+            seconds[line["step"]] = line["seconds_per_step"]
     steps = sorted(seconds)
     return round(sum(seconds[step] * (step - before) for before, step in zip([0, *steps], steps, strict=False)), 1)
 

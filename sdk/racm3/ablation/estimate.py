@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..training.account import read_lines
 from ..training.estimate import SHARE, estimate
 from ..training.runs import recorded
 from .analysis import Ablation
@@ -43,15 +43,11 @@ def _reached(ablation: Ablation) -> float | None:
     """Operations a second of the runs that were begun, the middle one; None where there are none."""
     rates = []
     for folder in [*(ablation.out / "models").glob("*"), ablation.run.folder / "generator"]:
-        seconds = [line["seconds_per_step"] for line in _lines(folder / "log.jsonl") if "seconds_per_step" in line]
+        seconds = [line["seconds_per_step"] for line in read_lines(folder) if "seconds_per_step" in line]
         if seconds and (folder / "stage.json").is_file():
             rates.append(estimate(recorded(folder)[1], ablation.run).operations / float(np.median(seconds)))
     return float(np.median(rates)) if rates else None
 
 
 def _steps_done(folder: Path) -> int:
-    return max((line["step"] for line in _lines(folder / "log.jsonl")), default=0)
-
-
-def _lines(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    return max((line["step"] for line in read_lines(folder)), default=0)

@@ -52,7 +52,9 @@ class Stored(NamedTuple):
         row = self.row
         row.verify()
         try:
-            document = Document(self._shown(), id=row.name, metadata=json.loads(row.metadata.decode("utf-8", "surrogatepass")))
+            document = Document(
+                self._shown(), id=row.name, metadata=json.loads(row.metadata.decode("utf-8", "surrogatepass"))
+            )
         except (InvalidDocument, TypeError, ValueError) as error:
             raise corrupt(row.name) from error
         if document.content_hash != row.content_hash.hex():

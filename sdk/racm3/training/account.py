@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,15 @@ class Account:
             }
         self._open()
         return figures
+
+
+def read_lines(folder: Path) -> list[dict[str, Any]]:
+    """The lines of `log.jsonl`, none if it is not there; without one that was cut off when the machine stopped."""
+    log, lines = folder / "log.jsonl", list[dict[str, Any]]()
+    for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else ():
+        with suppress(ValueError):
+            lines.append(json.loads(line))
+    return lines
 
 
 def write_line(folder: Path, **figures: float) -> None:

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from .trainer import WeightAverage
 
 
+def check_figure(name: str, figures: Mapping[str, float]) -> None:
+    """`ConfigError` unless there is a held-out figure of that name."""
+    if name not in figures:
+        there = f"There are: {', '.join(figures)}." if figures else "There are none, as nothing is held out."
+        raise ConfigError(
+            f"No held-out figure named '{name}' to keep the best weights by. {there}", "[trainer] keep_best"
+        )
+
+
 class BestWeights:
     """The weights with the lowest held-out figure so far, in a file, so that a resumed run knows them too."""
 
@@ -21,12 +30,10 @@ class BestWeights:
         self.path, self.figure = path, figure
 
     def offer(self, figures: Mapping[str, float], model: torch.nn.Module, average: WeightAverage | None) -> None:
-        """Keep the weights that were evaluated, if they are the best; `ConfigError` if there is no such figure."""
+        """Keep the weights that were evaluated, if they are the best."""
         from safetensors import safe_open
         from safetensors.torch import save_file
 
-        if self.figure not in figures:
-            raise ConfigError(f"No held-out figure named '{self.figure}'. There are: {', '.join(figures)}.")
         if self.path.is_file():
             with safe_open(self.path, "pt") as file:
                 if float(file.metadata()["figure"]) <= figures[self.figure]:

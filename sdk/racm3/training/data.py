@@ -16,6 +16,7 @@ from ..document import Document, Image
 # channels. White, grey and black stay what they are; every other hue moves.
 CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
 VARIANTS = 4 * len(CHANNEL_ORDERS)
+READ = 1024  # pictures that are read at a time
 
 
 class PixelRows:
@@ -106,12 +107,15 @@ class Corpus:
 
     data: TrainingSet
     held_out: np.ndarray
-    digest: str = ""  # of the documents, pictures included; by default of ids, texts and what is held out
+    digest: str = ""  # of the documents, pictures included, and of what is held out; made by default
 
     def __post_init__(self) -> None:
         if not self.digest:
             named = json.dumps([self.data.ids, self.data.texts, self.held_out.tolist()])
-            object.__setattr__(self, "digest", hashlib.sha256(named.encode()).hexdigest())
+            digest = hashlib.sha256(named.encode())
+            for start in range(0, len(self.data), READ):
+                digest.update(np.ascontiguousarray(self.data.pixels[start : start + READ]).data)
+            object.__setattr__(self, "digest", digest.hexdigest())
 
     @property
     def training(self) -> np.ndarray:

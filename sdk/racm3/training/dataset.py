@@ -134,7 +134,7 @@ def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
         )
     metadata = document.metadata
     keywords = metadata.get("keywords")
-    return {
+    entry = {
         "id": document.id,
         "text": document.text,
         "entity": str(metadata.get(settings.entity) or document.id),
@@ -142,6 +142,11 @@ def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
         "name": str(metadata.get("name") or document.text),
         "keywords": [str(word) for word in keywords] if isinstance(keywords, (list, tuple)) else [],
     }
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidDocument(f"It holds half of a character, {error.object[error.start]!a}.") from error
+    return entry
 
 
 def _open(settings: DataSettings, folder: Path, counts: dict[str, Any]) -> Corpus:

@@ -76,9 +76,14 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     objective, size = read_table(ObjectiveSettings, recipe, "objective"), model.shape
     assumed: list[str] = []
     image_tokens, codes = _pictures(run, assumed)
-    words, longest = read_table(TextSettings, recipe, "tokenizer").vocabulary, min(128, model.image_offset)
-    text_tokens = _text_tokens(run, longest, assumed)
-    vocabulary = words + len(CONTROL) + codes
+    texts, devices = read_table(TextSettings, recipe, "tokenizer"), gpus or 1
+    accumulation = -(-trainer.accumulation // devices) * devices
+    if accumulation != trainer.accumulation:
+        assumed.append(
+            f"[trainer] accumulation = {accumulation}, as {devices} GPUs share out the micro-batches of a step"
+        )
+    text_tokens = _text_tokens(run, texts.longest, min(texts.longest, model.image_offset), assumed)
+    vocabulary = texts.vocabulary + len(CONTROL) + codes
 
     document = round(image_tokens + text_tokens) + 7  # the control tokens of a captioned picture with one span masked
     lengths = [document * (k + 1) for k in objective.k]
@@ -91,28 +96,30 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
         peak = matrix_peak(here, trainer.precision)
         assumed.append(f"matrix peak measured on this {here} just now, in {trainer.precision}")
     assumed.append(f"training reaches {SHARE:.0%} of the peak")
-    tokens = objective.batch_size * float(np.mean(lengths)) * trainer.accumulation
+    tokens = objective.batch_size * float(np.mean(lengths)) * accumulation
     operations = sum(
         training_operations(size, vocabulary, [n]) * objective.batch_size / len(lengths) for n in lengths
-    ) * trainer.accumulation  # fmt: skip
+    ) * accumulation  # fmt: skip
     parameters = size.parameters(vocabulary, tie_embeddings=model.tie_embeddings)
-    memory = _memory(size, parameters, vocabulary, float(of_a_batch.sum()), max(lengths), model.attention, trainer)
-    return Estimate(
-        model.size, parameters, memory, round(tokens), operations, gpus or 1, peak, trainer.steps, assumed
-    )  # fmt: skip
+    longest = max(lengths) if not objective.pack_to else max(*lengths, objective.pack_to)
+    memory = _memory(size, parameters, vocabulary, float(of_a_batch.sum()), longest, model.attention, trainer)
+    if trainer.sharding == "full":
+        memory |= {name: -(-bytes_ // devices) for name, bytes_ in memory.items() if name != "activations"}
+        assumed.append(f"weights and what belongs to them shared out over {devices} processes")
+    return Estimate(model.size, parameters, memory, round(tokens), operations, devices, peak, trainer.steps, assumed)
 
 
 def _memory(
     size: Size, parameters: int, vocabulary: int, tokens: float, longest: int, attention: str, trainer: Any
 ) -> dict[str, int]:
     """Bytes on one device. Activations: what a layer keeps for its backward pass, and the logits with their gradient."""
-    moments = 1 if trainer.optimizer == "muon" else 2
+    hidden = size.layers * size.matrices if trainer.optimizer == "muon" else 0  # which have one moment in place of two
     each = 2 if trainer.precision == "bf16" else 4
     kept = each * (8 * size.width + 4 * size.feed_forward) + 4 * 2 * size.width
     if attention == "eager":
         kept += (each + 4) * size.heads * longest
     return {
-        "weights": 4 * parameters, "gradients": 4 * parameters, "optimiser": 4 * moments * parameters,
+        "weights": 4 * parameters, "gradients": 4 * parameters, "optimiser": 4 * (2 * parameters - hidden),
         "average": 4 * parameters if trainer.ema else 0,
         "activations": round(tokens * (size.layers * kept + (each + 8) * vocabulary)),
     }  # fmt: skip
@@ -129,17 +136,18 @@ def _pictures(run: Run, assumed: list[str]) -> tuple[int, int]:
     return side * side, int(config["num_vq_embeddings"])
 
 
-def _text_tokens(run: Run, longest: int, assumed: list[str]) -> float:
-    """Mean tokens of a text, over the first thousand."""
+def _text_tokens(run: Run, longest: int, guess: int, assumed: list[str]) -> float:
+    """Mean tokens of a text, over the first thousand, none longer than `longest`."""
     documents, tokenizer = run.folder / "data" / "documents.jsonl", run.prepared / "tokenizer.json"
     if not (documents.is_file() and tokenizer.is_file()):
-        assumed.append(f"texts of {longest} tokens")
-        return longest
+        assumed.append(f"texts of {guess} tokens")
+        return guess
     from ..generators.cm3.vocabulary import load_text_tokenizer
 
     with documents.open(encoding="utf-8") as lines:
         texts = [json.loads(line)["text"] for line in islice(lines, 1000)]
-    return float(np.mean([len(found.ids) for found in load_text_tokenizer(tokenizer).encode_batch(texts)]))
+    found = load_text_tokenizer(tokenizer).encode_batch(texts)
+    return float(np.mean([min(len(one.ids), longest) for one in found]))
 
 
 def duration(seconds: float) -> str:

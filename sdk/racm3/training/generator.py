@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -72,12 +72,17 @@ class ObjectiveSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     alpha: float = Field(0.1, ge=0, description="weight of the retrieved documents' tokens")
-    k: tuple[int, ...] = Field((0, 1, 2), description="numbers of retrieved documents, in equal shares")
+    k: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (0, 1, 2),
+        min_length=1,
+        description="numbers of retrieved documents, in equal shares; one that comes twice has two",
+    )
     context: Literal["retrieved", "random"] = Field(
         "retrieved", description="random: any other training documents, a baseline (worse in the paper)"
     )
     context_parts: Shown = Field("both", description="both: whole retrieved documents; text, image: that part alone")
     batch_size: int = Field(32, ge=1, description="documents in a micro-batch")
+    sentinel_weight: float = Field(0.0, ge=0, description="weight of predicting where a span was cut out, and which")
     text_queries: float = Field(
         0.5,
         ge=0,
@@ -119,6 +124,12 @@ class GeneratorStage(Stage):
     ) -> None:
         if max(objective.k) > 0 and objective.context == "retrieved" and data.neighbours is None:
             raise ConfigError("Training with k > 0 needs neighbours.", "Prepare them, or set k = [0].")
+        if (max(objective.k) + 1) * model.document_stride > model.max_positions:
+            raise ConfigError(
+                f"{max(objective.k)} documents and one more, {model.document_stride} positions each, do not fit into "
+                f"[model] max_positions = {model.max_positions}.",
+                "Raise it, or lower [objective] k or [model] document_stride.",
+            )
         self.settings, self.objective, self.masking, self.trainer = model, objective, masking, trainer
         self.data = data
         self.text_tokenizer, self.image_tokenizer = text_tokenizer, image_tokenizer
@@ -217,9 +228,15 @@ class GeneratorStage(Stage):
     def _sequence(self, row: int, context: list[int], number: int, rng: np.random.Generator | None) -> WeightedSequence:
         """rng None: nothing is masked."""
         parts = self.data.parts(row, number)
-        spans = draw_spans(parts, self.masking, rng) if rng is not None else []
         shown = [self.data.parts(other, number, self.objective.context_parts) for other in context]
-        return behind_documents(self.format, shown, parts, self.objective.alpha, spans)
+        spans = draw_spans(parts, self.masking, rng) if rng is not None else []
+        of_shown = (
+            [draw_spans(one, self.masking, rng) for one in shown] if rng is not None and self.masking.retrieved else []
+        )
+        objective = self.objective
+        return behind_documents(
+            self.format, shown, parts, objective.alpha, spans, of_shown, sentinel_weight=objective.sentinel_weight
+        )
 
     # --- loss and figures ---------------------------------------------------------------------------------------
 
@@ -280,13 +297,17 @@ def behind_documents(
     parts: Sequence[TokenPart],
     alpha: float = 1.0,
     spans: Sequence[Span] = (),
+    context_spans: Sequence[Sequence[Span]] = (),
+    *,
+    sentinel_weight: float = 0.0,
 ) -> WeightedSequence:
-    """A document behind others, the nearest of which stands last; see `weighted_sequence` for alpha."""
+    """A document behind others, the nearest of which stands last, with what is masked of it and, if anything, of each of
+    these; see `weighted_sequence` for the weights."""
     written: list[TokenSequence] = []
-    for other in context:
-        written.append(format.write(other, slot=format.slot_after(written[-1]) if written else 0))
+    for other, masked in zip(context, context_spans or [()] * len(context), strict=True):
+        written.append(format.write(other, slot=format.slot_after(written[-1]) if written else 0, spans=masked))
     own = format.write(parts, slot=format.slot_after(written[-1]) if written else 0, spans=spans)
-    return weighted_sequence(written, own, format.vocabulary, alpha)
+    return weighted_sequence(written, own, format.vocabulary, alpha, sentinel_weight)
 
 
 def collate(samples: list[WeightedSequence], pad: int, multiple: int) -> dict[str, torch.Tensor]:

@@ -41,7 +41,9 @@ class NeighbourSettings(BaseModel):
     forms: tuple[QueryForm, ...] = Field(("text", "image"), description="query forms, drawn uniformly in training")
     draws: int = Field(2, ge=1, description="query-dropout draws for each document and form")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the query's tokens or patches that is dropped")
-    candidates: int = Field(32, ge=1, description="candidates that the sampler sees")
+    candidates: int = Field(
+        64, ge=1, description="candidates that the sampler sees; twice as many while it finds too few among them"
+    )
     keep: int = Field(4, ge=1, description="documents kept after sampling: the largest K in training")
     sampler: Literal["diverse", "topk"] = Field(
         "diverse", description="diverse: passes over what is redundant; topk: the plain baseline, worse in the paper"
@@ -177,13 +179,28 @@ class _Preparation:
                 for draw in range(settings.draws):
                     rng = generator_at(settings.seed, f, draw, start)
                     asked = self.retriever.encode_query(queries, dropout=dropout, rng=rng)  # [asking, dim]
-                    found = self.search.candidates(asking, asked, settings.candidates, everything=everything)
-                    for row, query, vector, candidates in zip(asking, queries, asked, found, strict=True):
-                        hits = self._hits(candidates)
-                        chosen = self.sampler.sample(Query(query, vector), hits, k=settings.keep, rng=rng).hits
-                        for place, hit in enumerate(chosen):
+                    chosen = self._chosen(asking, [*map(Query, queries, asked)], asked, everything, rng)
+                    for row, hits in zip(asking, chosen, strict=True):
+                        for place, hit in enumerate(hits):
                             table[row - start, f, draw, place] = (int(hit.id), hit.score)
         return table
+
+    def _chosen(
+        self, asking: np.ndarray, queries: list[Query], asked: np.ndarray, everything: bool, rng: np.random.Generator
+    ) -> list[list[Hit]]:
+        """What the sampler keeps for each query (asked: float32 [asking, dim]), from as many candidates as that takes."""
+        keep, wanted = self.settings.keep, self.settings.candidates
+        chosen: list[list[Hit]] = [[] for _ in asking]
+        waiting = np.arange(len(asking))
+        while len(waiting):
+            short = []
+            found = self.search.candidates(asking[waiting], asked[waiting], wanted, everything=everything)
+            for place, candidates in zip(waiting.tolist(), found, strict=True):
+                chosen[place] = self.sampler.sample(queries[place], self._hits(candidates), k=keep, rng=rng).hits
+                if len(chosen[place]) < keep and len(candidates) == wanted:
+                    short.append(place)
+            waiting, wanted = np.array(short, np.int64), 2 * wanted
+        return chosen
 
     def _hits(self, candidates: Candidates) -> list[Hit]:
         return [

@@ -23,16 +23,18 @@ class WeightedSequence:
 
 
 def weighted_sequence(
-    context: Sequence[TokenSequence], own: TokenSequence, vocabulary: Vocabulary, alpha: float
-) -> WeightedSequence:
-    """Documents before x: weight 1 on the tokens of x, alpha on those of the documents, 0 on sentinels and the start."""
+    context: Sequence[TokenSequence], own: TokenSequence, vocabulary: Vocabulary, alpha: float,
+    sentinel_weight: float = 0.0,
+) -> WeightedSequence:  # fmt: skip
+    """Documents before x: weight 1 on the tokens of x, alpha on those of the documents, either times `sentinel_weight` on
+    sentinels, and 0 on the start."""
     pieces = [*context, own]
     ids = np.concatenate([piece.ids for piece in pieces])
     main = np.zeros(len(ids), bool)
     main[len(ids) - len(own) :] = True
     weights = np.where(main, 1.0, alpha).astype(np.float32)
     sentinel = vocabulary.sentinel(0)
-    weights[(ids >= sentinel) & (ids < sentinel + SENTINELS)] = 0.0
+    weights[(ids >= sentinel) & (ids < sentinel + SENTINELS)] *= sentinel_weight
     weights[0] = 0.0  # nothing predicts the first token
     return WeightedSequence(ids, np.concatenate([piece.positions for piece in pieces]), weights, main)
 

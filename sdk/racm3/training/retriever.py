@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import ConfigError
 from .clip_checkpoint import clip_tokenizer, save_clip_checkpoint, with_vocabulary
 from .data import PixelRows, TrainingSet, generator_at
+from .processes import main_process_first
 from .recipe import read_table
 from .retriever_batches import PairSampler, TextViews, augment, draw_batch
 from .text_tokenizer import train_text_tokenizer
@@ -246,7 +247,8 @@ def train_retriever(
     settings = read_table(RetrieverSettings, recipe, "model")
     loop = read_table(TrainerSettings, recipe, "trainer")
     tokenizer = Path(folder) / "tokenizer.json"
-    if not tokenizer.is_file():
-        train_text_tokenizer({*data.texts, *data.names}, settings.vocabulary, tokenizer)
+    with main_process_first(recipe):
+        if not tokenizer.is_file():
+            train_text_tokenizer({*data.texts, *data.names}, settings.vocabulary, tokenizer)
     stage = RetrieverStage(settings, data, held_out, tokenizer, seed=loop.seed)
     return train(stage, loop, folder, progress=progress)

@@ -85,6 +85,7 @@ def train_stage(
     check_tables(kind, recipe)
     folder = run.folder / (name or kind)
     with main_process_first(recipe) as is_main:
+        check_same_recipe(folder, kind, recipe)
         if is_main:
             record(folder, kind, recipe)
     return _STAGES[kind](run, folder, recipe, corpus, progress)
@@ -267,6 +268,11 @@ def _prepared(
     if max(objective.k) == 0 or objective.context == "random":
         return prepared
     settings = read_table(NeighbourSettings, recipe, "neighbours")
+    if max(objective.k) > settings.keep:
+        raise ConfigError(
+            f"[objective] k has {max(objective.k)}, but of neighbours only {settings.keep} are kept.",
+            f"Set [neighbours] keep = {max(objective.k)}.",
+        )
     found = prepare_neighbours(
         DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
         settings.make_sampler(), settings, folder=run.prepared, name=neighbours, digest=corpus.digest,

@@ -61,19 +61,35 @@ def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document
                 f"{path} is no COCO captions file: {error!r}.",
                 "It is a JSON object with the lists images and annotations.",
             ) from error
-    captions: dict[Any, list[Mapping[str, Any]]] = {}
-    for annotation in annotations:
-        captions.setdefault(annotation.get("image_id"), []).append(annotation)
-    for picture in pictures:
-        where = str(picture.get("file_name", picture.get("id")))
+    captions: dict[str, list[tuple[str, str]]] = {}  # number and text of each, by the picture's number
+    for number, annotation in enumerate(annotations):
         try:
-            image, name = image_in_folder(images or path.parent, picture["file_name"])
-            for annotation in captions.get(picture["id"], []):
-                text = str(annotation["caption"]).strip()
-                metadata = {"path": name, "entity": str(picture["id"])}
-                yield Document([text, image], id=f"{picture['id']}#{annotation['id']}", metadata=metadata)
+            picture, numbered, text = _values(annotation, "image_id", "id", "caption")
+            captions.setdefault(picture, []).append((numbered, text.strip()))
         except BAD as error:
-            on_skip(where, error)
+            on_skip(f"annotations[{number}]", error)
+    for number, entry in enumerate(pictures):
+        try:
+            picture, file = _values(entry, "id", "file_name")
+        except BAD as error:
+            on_skip(f"images[{number}]", error)
+            continue
+        try:
+            image, name = image_in_folder(images or path.parent, file)
+            for numbered, text in captions.get(picture, []):
+                yield Document([text, image], id=f"{picture}#{numbered}", metadata={"path": name, "entity": picture})
+        except BAD as error:
+            on_skip(file, error)
+
+
+def _values(entry: object, *names: str) -> list[str]:
+    """Numbers and texts of an object of a JSON file, all as texts; `InvalidDocument` where one of them is none."""
+    if not isinstance(entry, Mapping):
+        raise InvalidDocument(f"It is no object, but {entry!r:.60}.")
+    for name in names:
+        if not isinstance(entry.get(name), (str, int)):
+            raise InvalidDocument(f"Its {name} is {entry.get(name)!r:.60}.", "It is a number or a text.")
+    return [str(entry[name]) for name in names]
 
 
 def _webdataset(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
@@ -110,7 +126,13 @@ def _sample(key: str, sample: Mapping[str, Any]) -> Document:
     picture = next((sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if sample.get(kind)), None)
     if picture is None:
         raise InvalidDocument("The sample has no jpg, png or webp.")
-    text = sample["txt"].decode("utf-8") if "txt" in sample else json.loads(sample.get("json", b"{}")).get("caption")
+    if "txt" in sample:
+        text = sample["txt"].decode("utf-8")
+    else:
+        described = json.loads(sample.get("json", b"{}"))
+        if not isinstance(described, dict):
+            raise InvalidDocument(f"Its json is no object, but {described!r:.60}.")
+        text = described.get("caption")
     image = Image(picture)
     _ = image.picture  # a truncated one is found out here
     return Document([str(text or "").strip(), image] if text else [image], id=key)

@@ -6,6 +6,7 @@ produce them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path
         vocab_size=vocab_size, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()), show_progress=False
     )
     tokenizer.train_from_iterator(sorted(texts), trainer)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(path.with_name(path.name + ".new")))
+    os.replace(path.with_name(path.name + ".new"), path)  # half of it would be taken for the whole
     return tokenizer

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -20,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigError
 from .account import Account, write_line
-from .best import BestWeights
+from .best import BestWeights, check_figure
 from .sharding import shard, whole
 from .state import RunState
 
@@ -151,6 +153,8 @@ def train(
     best = BestWeights(folder / "best.safetensors", settings.keep_best) if settings.keep_best and not rank else None
     state = RunState(inner, optimizers, average)
     step = state.load(folder / "state") if resume else 0
+    if settings.keep_best and not step:
+        check_figure(settings.keep_best, _evaluate(stage, inner, average, sharded))
     if best is not None and not step:
         best.path.unlink(missing_ok=True)  # of another run
     if step:
@@ -196,7 +200,8 @@ def train(
 
         last = step == settings.steps
         account.steps += 1
-        if step % settings.log_every == 0 or last:
+        saves = step % settings.save_every == 0 or last
+        if step % settings.log_every == 0 or saves:  # a line ends where a run may be taken up again: none is cut in two
             figures_of_log = account.close(accelerator)
             if rank == 0:
                 write_line(folder, step=step, **figures_of_log)
@@ -209,7 +214,7 @@ def train(
                     best.offer(held_out, inner, average)
             if rank == 0:
                 write_line(folder, step=step, **held_out)
-        if step % settings.save_every == 0 or last:
+        if saves:
             with account.paused():
                 state.save(folder / "state", step)
 
@@ -222,9 +227,18 @@ def train(
     final = _plain(stage, inner, sharded)
     if rank == 0:
         write_line(folder, step=step, **held_out)
-        stage.export(final.eval(), folder / "model")
+        _export(stage, final.eval(), folder / "model")
     accelerator.wait_for_everyone()
     return held_out
+
+
+def _export(stage: Stage, model: torch.nn.Module, folder: Path) -> None:
+    """Whoever finds the folder finds all of the model in it."""
+    new = folder.with_name(folder.name + ".new")
+    shutil.rmtree(new, ignore_errors=True)
+    stage.export(model, new)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(new, folder)
 
 
 def _synchronised(accelerator: Any, model: Any, sharded: bool, *, last: bool) -> Any:

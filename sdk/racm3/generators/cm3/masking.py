@@ -23,6 +23,7 @@ class MaskingSettings(BaseModel):
     rate: float = Field(1.0, ge=0, description="mean number of spans, Poisson")
     minimum: int = Field(0, ge=0, le=SENTINELS, description="0: about 37 % of documents stay left to right; CM3: 1")
     whole_segment: float = Field(0.2, ge=0, le=1, description="share of documents of which one whole part is masked")
+    retrieved: bool = Field(False, description="whether the retrieved documents are masked, too, each by itself")
 
 
 def draw_spans(parts: Sequence[TokenPart], settings: MaskingSettings, rng: np.random.Generator) -> list[Span]:
