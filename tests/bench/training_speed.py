@@ -79,7 +79,8 @@ class Plain(GeneratorStage):
             SimpleNamespace(codes=CODES),  # type: ignore[arg-type]
         )  # fmt: skip
 
-    def export(self, model: torch.nn.Module, folder: Path) -> None: ...
+    def export(self, model: torch.nn.Module, folder: Path) -> None:
+        folder.mkdir()
 
 
 Moment = tuple[float, float]  # of processor time, of the clock
