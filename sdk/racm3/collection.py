@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 OnSkip: TypeAlias = Callable[[str, Exception], None]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
+OTHER_SUFFIXES = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".ico", ".psd"})
 KEYS = ("image", "text", "id", "metadata")
 
 
@@ -59,6 +60,8 @@ def read_folder(
     if listing := _jsonl(root):
         return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress)
     names = _pictures(root)
+    for name, why in _passed_over(root, set(names)):
+        on_skip(name, InvalidDocument(why))
     return _read(root, ((name, name) for name in names), len(names), _captioned, on_skip, progress)
 
 
@@ -106,9 +109,25 @@ def _pictures(root: Path) -> list[str]:
     return sorted(name.as_posix() for name in names if not any(step.startswith(".") for step in name.parts))
 
 
+def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
+    """What somebody may miss: captions without a picture, and pictures of other formats; each with why."""
+    told = {str(Path(name).with_suffix("")) for name in pictures}
+    files = sorted(file.relative_to(root) for file in root.rglob("*") if file.is_file())
+    for file in files:
+        if any(step.startswith(".") for step in file.parts):
+            continue
+        if file.suffix.lower() in OTHER_SUFFIXES:
+            told.add(str(file.with_suffix("")))
+            yield file.as_posix(), f"Pictures are read from {', '.join(sorted(SUFFIXES))}."
+    for file in files:
+        if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told and not file.name.startswith("."):
+            yield file.as_posix(), "It is a caption without a picture of the same name."
+
+
 def _captioned(root: Path, name: str) -> Document:
     image, path = image_in_folder(root, name)
-    caption = (root / name).with_suffix(".txt")
+    captions = [(root / name).with_suffix(suffix) for suffix in (".txt", ".TXT")]
+    caption = next((one for one in captions if one.is_file()), captions[0])
     text = ""
     if caption.is_file():
         try:
@@ -142,6 +161,7 @@ def document_from_line(root: Path, line: str) -> Document:
         raise InvalidDocument("The line is not UTF-8 text.") from error
     except json.JSONDecodeError as error:
         raise InvalidDocument(f"The line is not valid JSON: {error}.") from error
+    check_characters(entry)
     if not isinstance(entry, dict):
         raise InvalidDocument(f"The line holds {type(entry).__name__}, not an object with the keys {', '.join(KEYS)}.")
     for key in entry:
@@ -160,6 +180,14 @@ def document_from_line(root: Path, line: str) -> Document:
     identity = entry.get("id")
     parts: list[Part | str] = [text, image] if text else [image]
     return Document(parts, id=path if identity is None else identity, metadata={**metadata, "path": path})
+
+
+def check_characters(entry: Any) -> None:
+    """Raise `InvalidDocument` for a str in what came from JSON that no file can hold: JSON can write half a character."""
+    try:
+        json.dumps(entry, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise InvalidDocument(f"It holds half of a character, {error.object[error.start]!a}.") from error
 
 
 def image_in_folder(root: Path, name: str) -> tuple[Image, str]:

@@ -24,6 +24,7 @@ ASKED, HELD_OUT = 200, 50  # queries: those that are timed, and after them those
 ENOUGH = 0.99  # of recall
 TIE = 1e-6  # float32 cannot tell scores apart that are so near
 PATIENCE = 3.0  # seconds for the recall of one setting
+SETTLED = 0.01  # seconds after which the threads of a scan have gone to sleep
 
 
 class Worker:
@@ -141,6 +142,8 @@ class Worker:
                     ("raw", lambda asked=asked: self._raw.search(asked)),  # type: ignore[misc, union-attr]
                 ]
                 for name, call in calls if query % 2 else calls[::-1]:
+                    if self._raw.scans:  # by threads, which wait for more in a loop, and slow the other down
+                        time.sleep(SETTLED)
                     times[name].append(self._timed(call)[0])
                 if sum(map(sum, times.values())) > seconds * 1000:
                     break
@@ -207,6 +210,7 @@ class Raw:
 
         made = json.loads((memory / "index.json").read_text(encoding="utf-8"))["index"]
         self.parameters: Any = None
+        self.scans = made is None
         if made is None:
             self.index: Any = faiss.IndexFlatIP(vectors.shape[1])
             for start in range(0, len(vectors), 50_000):

@@ -228,8 +228,8 @@ def test_entries_of_a_coco_file_that_are_none_are_passed_over_and_the_others_rea
     corpus = read(tmp_path, "coco", odd, images=tmp_path / "source" / "val")
     assert corpus.data.texts[:2] == ["a red square, 0", "a red square, 1"] and len(corpus.data) == 6
     assert [sample["where"] for sample in skipped(tmp_path / "data")] == [
-        "annotations[0]", "annotations[1]", "annotations[2]", "nowhere.png",
-        "images[4]", "images[5]", "images[6]", "images[7]",
+        "annotations[0]", "annotations[1]", "annotations[2]", "images[4]", "images[5]", "images[6]", "images[7]",
+        "nowhere.png",
     ]  # fmt: skip
 
 
@@ -270,3 +270,25 @@ def test_other_pictures_are_another_corpus():
     viewed = TrainingSet(PixelRows(other.pixels, np.arange(3)), data.ids, data.texts, data.entities)
     digests = [Corpus(one, np.array([2])).digest for one in (data, other, viewed)]
     assert digests[0] != digests[1] == digests[2]
+
+
+def test_the_documents_of_one_picture_are_one_entity_whatever_their_ids(tmp_path):
+    def captions(root):
+        for colour in COLOURS:
+            (root / f"{colour}.png").write_bytes(png(colour))
+        lines = [{"image": f"{colour}.png", "text": f"{colour}, {n}"} for n in range(3) for colour in COLOURS]
+        (root / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return root
+
+    data = read(tmp_path, "folder", captions).data
+    assert len(set(data.ids)) == 9 and len(set(data.entities)) == 3
+    assert sorted(len(rows) for rows in data.rows_by_entity()) == [3, 3, 3] and len(set(data.groups())) == 3
+
+
+@pytest.mark.parametrize("source", [{"path": "nowhere"}, {"source": "foldr"}, {"path": None}])
+def test_what_could_not_be_read_leaves_nothing_behind(tmp_path, source):
+    (tmp_path / "empty").mkdir()
+    given = settings(**{"source": "folder", "path": tmp_path / "empty", **source})
+    with pytest.raises(ConfigError):
+        open_dataset(given, tmp_path / "run" / "mine" / "data")
+    assert not (tmp_path / "run").exists()

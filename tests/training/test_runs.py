@@ -12,7 +12,15 @@ from racm3.errors import CheckpointError, ConfigError, WeightsNotFound
 from racm3.testing import HashingRetriever
 from racm3.training import runs
 from racm3.training.data import Corpus, TrainingSet
-from racm3.training.runs import Run, check_same_recipe, check_tables, read_stage_recipe, recorded, train_stage
+from racm3.training.runs import (
+    Run,
+    check_recipe,
+    check_same_recipe,
+    check_tables,
+    read_stage_recipe,
+    recorded,
+    train_stage,
+)
 
 
 def corpus(n=6):
@@ -41,6 +49,34 @@ def test_relative_paths_of_a_recipe_belong_to_its_folder(tmp_path):
 def test_a_wrong_stage_or_table_is_named(kind, tables, message):
     with pytest.raises(ConfigError, match=message):
         check_tables(kind, tables)
+
+
+@pytest.mark.parametrize(
+    ("kind", "recipe", "message"),
+    [
+        ("generator", {"trainer": {"steps": 2, "stps": 3}}, "no key 'stps'. Keys: steps, .*Did you mean 'steps'"),
+        ("generator", {"trainer": {"steps": 2}, "model": {"weight_format": "bfloat17"}}, "weight_format"),
+        ("generator", {"trainer": {"steps": 2}, "neighbours": {"forms": []}}, "forms"),
+        ("generator", {"trainer": {"steps": 2}, "model": {"start": "/nowhere"}}, "no folder /nowhere"),
+        ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 20}}, "cannot be halved 3"),
+        ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 32}}, "pictures have 64"),
+        ("generator", {"trainer": {"steps": 2}, "model": {"channels": [8, 8]}}, "recipe for image-tokenizer"),
+    ],
+)
+def test_a_wrong_recipe_is_told_before_a_document_is_read(kind, recipe, message):
+    with pytest.raises(ConfigError, match=message):
+        check_recipe(kind, recipe)
+
+
+def test_what_is_no_table_is_told(tmp_path):
+    (tmp_path / "recipe.toml").write_text('data = "pictures"')
+    with pytest.raises(ConfigError, match="data is no table"):
+        read_stage_recipe(tmp_path / "recipe.toml")
+
+
+def test_a_folder_has_one_name_however_it_is_spelt(tmp_path):
+    (tmp_path / "recipe.toml").write_text('[data]\npath = "../x/./pictures"\n')
+    assert read_stage_recipe(tmp_path / "recipe.toml")["data"]["path"] == str(tmp_path.parent / "x" / "pictures")
 
 
 def test_a_stage_remembers_its_recipe(tmp_path, monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -344,6 +346,39 @@ def test_no_line_of_the_log_is_of_steps_before_and_after_a_place_to_go_on_from(t
     train(Line(), chosen, tmp_path / "stopped")
     assert losses(tmp_path / "stopped") == losses(tmp_path / "whole")
     assert sorted(losses(tmp_path / "whole")) == [2, 3, 4, 6, 7]
+    train(Line(), chosen, tmp_path / "stopped")  # once more, when it is finished
+    assert [line["step"] for line in log(tmp_path / "stopped")] == [2, 3, 4, 6, 7, 7]
+
+
+def test_a_run_that_diverges_stops_with_an_error_and_leaves_what_was_sound(tmp_path):
+    class Steep(Line):
+        def loss(self, model, batch):
+            error, figures = super().loss(model, batch)
+            return error * float("nan" if len(self.seen) > 3 else 1), figures
+
+    with pytest.raises(ConfigError, match=r"diverged: at step 4 the loss is nan") as raised:
+        train(Steep(), settings(save_every=1), tmp_path)
+    assert "learning_rate" in raised.value.hint and not (tmp_path / "model").exists()
+    assert all(np.isfinite(loss) for loss, _ in losses(tmp_path).values()) and max(losses(tmp_path)) == 3
+
+
+def test_two_processes_do_not_train_in_one_folder(tmp_path):
+    code = f"""
+import sys, time
+from pathlib import Path
+from racm3.training.processes import claim_folder
+claim = claim_folder(Path({str(tmp_path)!r}))
+print("claimed", flush=True)
+time.sleep(60)
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "claimed\n"
+            with pytest.raises(ConfigError, match=f"Process {other.pid} is training"):
+                train(Line(), settings(), tmp_path)
+        finally:
+            other.kill()
+    train(Line(), settings(), tmp_path)
 
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path):

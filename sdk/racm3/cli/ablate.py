@@ -57,10 +57,10 @@ def ablate(
 
     Needs the run's image tokenizer and retriever. An analysis that was stopped goes on.
     """
-    from ..training.runs import check_tables, read_stage_recipe
+    from ..training.runs import check_recipe, read_stage_recipe
 
     found = read_stage_recipe(recipe)
-    check_tables("generator", found)
+    check_recipe("generator", found)
     run_ablation(
         found, run, rows=rows, steps=steps, seeds=seeds, drawings=drawings, encoder=encoder, out=out, dry_run=dry_run,
         as_json=as_json,

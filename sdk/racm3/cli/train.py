@@ -72,11 +72,35 @@ def resume(
     _train(kind, recipe, Run(folder.parent), folder.name, as_json)
 
 
-def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
-    from ..training.runs import Run, check_same_recipe, check_tables, read_stage_recipe
+@train.command(epilog="Example: racm3 train keys generator")
+def keys(
+    stage: Annotated[str, typer.Argument(help="image-tokenizer, retriever or generator.")] = "generator",
+    as_json: JsonOption = False,
+) -> None:
+    """Every key of a stage's recipe, with what it is when it is left out."""
+    from ..training.runs import check_tables, settings_of
 
+    check_tables(stage, {})
+    rows = [
+        (f"[{table}]", name, "needed" if field.is_required() else str(field.get_default()), field.description or "")
+        for table, settings in settings_of(stage).items()
+        for name, field in settings.model_fields.items()
+    ]
+    if as_json:
+        output.print_json([dict(zip(("table", "key", "default", "meaning"), row, strict=True)) for row in rows])
+    else:
+        output.table(["table", "key", "default", "meaning"], [list(row) for row in rows])
+
+
+def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
+    from ..training.runs import TABLES, Run, check_recipe, check_same_recipe, read_stage_recipe
+
+    if name and (Path(name).name != name or name.startswith(".") or name in ("data", "prepared", *{*TABLES} - {kind})):
+        raise typer.BadParameter(f"{name!r} is no name for a {kind} in the run's folder", param_hint="--name")
+    if folder.exists() and not folder.is_dir():
+        raise typer.BadParameter(f"{folder} is a file, not a folder", param_hint="--run")
     recipe = read_stage_recipe(path)
-    check_tables(kind, recipe)
+    check_recipe(kind, recipe)
     check_same_recipe(folder / (name or kind), kind, recipe)
     _train(kind, recipe, Run(folder), name or kind, as_json)
 
@@ -94,7 +118,13 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
             )
             for sample in bad[:5]:
                 output.note(f"  {sample['where']}: {sample['error']}")
-        figures = train_stage(run, kind, recipe, corpus, name=name, progress=progress)
+            if len(bad) > 5:
+                output.note(f"  and {len(bad) - 5} more")
+        try:
+            figures = train_stage(run, kind, recipe, corpus, name=name, progress=progress)
+        except KeyboardInterrupt:
+            output.note(f"Stopped. Go on: racm3 train resume {run.folder / name}")
+            raise
     model = run.folder / name / "model"
     if as_json:
         output.print_json(
@@ -111,10 +141,10 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
 
 def _estimate(path: Path, folder: Path, gpus: int | None, as_json: bool) -> None:
     from ..training.estimate import estimate
-    from ..training.runs import Run, check_tables, read_stage_recipe
+    from ..training.runs import Run, check_recipe, read_stage_recipe
 
     recipe = read_stage_recipe(path)
-    check_tables("generator", recipe)
+    check_recipe("generator", recipe)
     found = estimate(recipe, Run(folder), gpus=gpus)
     if as_json:
         output.print_json(found.as_json())

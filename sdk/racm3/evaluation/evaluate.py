@@ -27,7 +27,7 @@ from .classification import Episode, accuracy, episodes
 from .conditions import Condition, conditions, top_pictures, top_texts
 from .drawings import DrawingMetrics
 from .fid import inception_weights, require_torchmetrics
-from .grounding import Blanked, Grounding
+from .grounding import Blanked, Grounding, prompt
 from .pairs import Pair
 from .perplexity import perplexity_figure
 
@@ -92,11 +92,12 @@ def evaluate(
         raise ModalityError(
             f"{type(pipeline.generator).__name__} does not turn pictures into texts and texts into pictures."
         )
+    pairs, too_long = _held(pipeline.generator, pairs)
     asked = [] if label is None else _episodes(pipeline, pairs, label, shots)
     compared = conditions(Grounding(pipeline, pairs, k), vanilla)
     tick = _ticker(progress, len(compared) * len(pairs) * (seeds + 1 + 2))
     entities = [pair.entity for pair in pairs]
-    notes = _notes(judge is pipeline.retriever, weights, len(pairs))
+    notes = _notes(judge.encoder == pipeline.retriever.encoder, weights, len(pairs))
 
     drawings, chosen = DrawingMetrics(pairs, judge, weights), _spread(len(pairs))
     samples = [Sample(pairs[i], tuple(compared[0].requests["image"][i].context)) for i in chosen]
@@ -139,8 +140,23 @@ def evaluate(
     }  # fmt: skip
     if asked:
         figures["classification"] = {"label": label, "shots": shots, "ways": 2, **_classification(asked, compared)}
-    figures |= {"notes": notes, "seconds": round(time.perf_counter() - began, 1)}
+    figures |= {"skipped": too_long, "notes": notes, "seconds": round(time.perf_counter() - began, 1)}
     return Evaluation(figures, samples)
+
+
+def _held(generator: Generator, pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    """The pairs whose captions the generator can hold, and what is said of the others; longer ones are tried first."""
+    kept, told = list(pairs), list[str]()
+    for pair in sorted(pairs, key=lambda pair: len(pair.caption.encode("utf-8", "surrogatepass")), reverse=True):
+        try:
+            generator.score([Request(prompt(pair, "text"))], [pair.document])
+            break
+        except GenerationError as error:
+            if len(kept) == 2:  # then it is not for the length of a caption
+                raise
+            kept.remove(pair)
+            told.append(f"{pair.document.id}: {error.message}")
+    return kept, told
 
 
 def _notes(own: bool, weights: Path | None, count: int) -> list[str]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..coco import read_coco
 from ..collection import OnSkip, read_folder
 from ..document import Document, Image
 from ..errors import ConfigError, InvalidDocument, RACM3Error
@@ -97,20 +96,10 @@ def _coco(
     listing: Path, images: str | Path | None, limit: int | None, skip: OnSkip, progress: Progress | None
 ) -> Iterator[Document]:
     """A document for each picture with all its captions; with a limit only those pictures are read."""
-    try:
-        content: Any = json.loads(listing.read_text(encoding="utf-8"))
-        captions: dict[Any, list[str]] = {}
-        for annotation in content["annotations"]:
-            captions.setdefault(annotation["image_id"], []).append(str(annotation["caption"]).strip())
-        named = [(str(entry["file_name"]), captions.get(entry["id"], [])) for entry in content["images"]]
-    except OSError as error:
-        raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(
-            f"{listing} is not COCO's captions JSON ({type(error).__name__}: {error}).",
-            'Expected {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
-        ) from error
-    named = [(name, texts) for name, texts in named if texts]
+    listed = [(picture.file, [text for _, text in picture.captions if text]) for picture in read_coco(listing, skip)]
+    named = [(name, texts) for name, texts in listed if texts]
+    if not named:
+        raise ConfigError(f"{listing} has captions of none of its {len(listed)} pictures.")
     named = [named[i] for i in _drawn(len(named), limit)]
     root = _coco_pictures(listing, images, named)
     for done, (name, texts) in enumerate(named, start=1):
@@ -135,7 +124,7 @@ def _coco_pictures(listing: Path, images: str | Path | None, named: list[tuple[s
         else [listing.parent, listing.parent.parent / split, listing.parent / split]
     )
     for folder in tried:
-        if named and (folder / named[0][0]).is_file():
+        if (folder / named[0][0]).is_file():
             return folder
     raise ConfigError(
         f"The pictures of {listing} are not in {', '.join(str(folder) for folder in tried)}.",

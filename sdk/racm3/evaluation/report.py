@@ -33,7 +33,9 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
+        part = folder / f".{name}.part"
+        part.write_text(content, encoding="utf-8")
+        part.replace(folder / name)
     return [folder / name for name in files]
 
 

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,13 +180,13 @@ class Database:
 
     def reading(self) -> AbstractContextManager[None]:
         """A consistent view of what is committed."""
-        return self._transaction("BEGIN")
+        return _Transaction(self, "BEGIN")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
         """All or nothing; `MemoryLocked` when the memory is read-only or another process is the one that writes."""
         self._become_writer()
-        with self._transaction("BEGIN IMMEDIATE"):
+        with _Transaction(self, "BEGIN IMMEDIATE"):
             yield
 
     def _become_writer(self) -> None:
@@ -205,24 +206,22 @@ class Database:
                 raise
             self._claim, self.shipped = claim, False
 
-    @contextmanager
-    def _transaction(self, begin: str) -> Iterator[None]:
-        with self._lock:
-            self._check_usable()
+    def _begin(self, statement: str) -> None:
+        self._check_usable()
+        if self.connection.in_transaction:
+            raise MemoryStoreError(
+                "The memory was used by the documents that are being added to it.",
+                "Make a list of the documents before adding them.",
+            )
+        self.connection.execute(statement)
+
+    def _end(self, failed: bool) -> None:
+        try:
+            if not failed:
+                self.connection.execute("COMMIT")
+        finally:
             if self.connection.in_transaction:
-                raise MemoryStoreError(
-                    "The memory was used by the documents that are being added to it.",
-                    "Make a list of the documents before adding them.",
-                )
-            with _translated(self.place):
-                self.connection.execute(begin)
-                try:
-                    yield
-                    self.connection.execute("COMMIT")
-                except BaseException:
-                    if self.connection.in_transaction:
-                        self.connection.execute("ROLLBACK")
-                    raise
+                self.connection.execute("ROLLBACK")
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -286,13 +285,50 @@ class Database:
         """Run a statement with `IN (?)` over any number of keys."""
         found, keys = [], iter(keys)
         while batch := list(islice(keys, BATCH)):
-            found += self.connection.execute(sql.replace("(?)", f"({','.join('?' * len(batch))})"), batch).fetchall()
+            found += self.connection.execute(_of_so_many(sql, len(batch)), batch).fetchall()
         return found
 
 
 def log_of(database: Path) -> Path:
     """What was written since the database file was: SQLite keeps it until the last process that has it open closes it."""
     return database.with_name(f"{database.name}-wal")
+
+
+@lru_cache
+def _of_so_many(sql: str, keys: int) -> str:
+    return sql.replace("(?)", f"({','.join('?' * keys)})")
+
+
+class _Transaction:
+    """All or nothing, behind the database's lock. A class: every search has one, and a generator takes twice as long."""
+
+    __slots__ = ("_database", "_statement")
+
+    def __init__(self, database: Database, statement: str) -> None:
+        self._database, self._statement = database, statement
+
+    def __enter__(self) -> None:
+        database = self._database
+        database._lock.acquire()
+        try:
+            database._begin(self._statement)
+        except sqlite3.Error as error:
+            database._lock.release()
+            raise _as_ours(database.place, error) from error
+        except BaseException:
+            database._lock.release()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        database = self._database
+        try:
+            database._end(failed=error is not None)
+            if isinstance(error, sqlite3.Error):
+                raise error
+        except sqlite3.Error as raised:
+            raise _as_ours(database.place, raised) from raised
+        finally:
+            database._lock.release()
 
 
 def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
@@ -344,25 +380,27 @@ def _translated(place: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise MemoryLocked(
-                f"{place} is being written.", "Try again when that is done, or write from one place."
-            ) from error
-        if code == sqlite3.SQLITE_FULL:
-            raise MemoryStoreError(
-                f"{place} cannot grow: {error}.", "What was being written is not stored. Make room, and do it again."
-            ) from error
-        if code == sqlite3.SQLITE_READONLY:
-            raise MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.") from error
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            raise _damaged(place, error) from error
-        if code == sqlite3.SQLITE_CANTOPEN:
-            raise MemoryStoreError(
-                f"{place} cannot be opened: {error}.",
-                "A memory for a read-only folder is made with FaissMemory.export_read_only.",
-            ) from error
-        raise MemoryStoreError(f"{place} failed: {error}.") from error
+        raise _as_ours(place, error) from error
+
+
+def _as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return MemoryLocked(f"{place} is being written.", "Try again when that is done, or write from one place.")
+    if code == sqlite3.SQLITE_FULL:
+        return MemoryStoreError(
+            f"{place} cannot grow: {error}.", "What was being written is not stored. Make room, and do it again."
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _damaged(place, error)
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return MemoryStoreError(
+            f"{place} cannot be opened: {error}.",
+            "A memory for a read-only folder is made with FaissMemory.export_read_only.",
+        )
+    return MemoryStoreError(f"{place} failed: {error}.")
 
 
 def _damaged(place: str, why: object) -> MemoryCorrupt:

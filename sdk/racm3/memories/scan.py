@@ -1,13 +1,15 @@
 """The exact scan: every vector is multiplied with the query in half precision, and what may be among the best is kept.
 
 FAISS's flat index reads four bytes a number, on one core for one query, and is far from a matrix product for many. Here a
-single query takes a matrix-vector product over the halves, many take products of blocks; both use all cores. Rounding
-can change a score by so much and no more, so that a candidate further than twice that below the k-th best is none.
+single query takes a matrix-vector product over the halves, many take products of blocks, in bfloat16 where the processor
+multiplies that quickest; both use all cores. Rounding can change a score by so much and no more, so that a candidate further
+than twice that below the k-th best is none.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +25,10 @@ GROUP = 64  # rows of which the best stands for all, in finding where the k-th b
 SPARSE = 8  # of so many rows a filter lets through one at most: these are copied, and the others not looked at
 SMALL = 16_384  # up to so many rows of a segment the plain vectors are as quick, and torch is not needed
 
+ALIKE = 128  # more candidates of a query than this are too alike for bfloat16, and looked at more closely
+
 _HALF = 2.0**-11  # of a number is lost at most when it is rounded to float16
+_BFLOAT = 2.0**-9  # and when it is rounded to bfloat16
 _SUBNORMAL = 2.0**-25  # and so much of a very small one
 _LEAST = float(np.finfo(np.float32).min)  # above the score of what may not be found
 
@@ -53,9 +58,26 @@ def candidates(
 
     wanted: bool [rows], which rows may be found; None: all. excluded: for each query, rows that may not.
     """
-    if len(queries) > 1:
+    if len(queries) == 1:
+        return [_of_one(segments, queries[0], k, wanted, excluded[0])]
+    if not _multiplies_bfloat16():
         return _of_many(segments, queries, k, wanted, excluded)
-    return [_of_one(segments, queries[0], k, wanted, excluded[0])]
+    found = _of_many(segments, queries, k, wanted, excluded, coarse=True)
+    alike = [place for place, rows in enumerate(found) if len(rows) > k + ALIKE]
+    if alike:
+        closer = _of_many(segments, queries[alike], k, wanted, [excluded[place] for place in alike])
+        for place, rows in zip(alike, closer, strict=True):
+            found[place] = rows
+    return found
+
+
+@cache
+def _multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions for it; without them torch is quicker in float32."""
+    import torch
+
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(check() for name in names if (check := getattr(torch.cpu, name, None)) is not None)
 
 
 def _of_one(
@@ -116,10 +138,14 @@ def _of_many(
     k: int,
     wanted: np.ndarray | None,
     excluded: Sequence[np.ndarray],
+    *,
+    coarse: bool = False,
 ) -> list[np.ndarray]:
+    """coarse: by products in bfloat16, of which vector, query and score are rounded once more."""
     import torch
 
-    margin, asked = doubt(queries.shape[1], rounded=1), torch.from_numpy(queries).T
+    margin = doubt(queries.shape[1], rounded=1) + (6 * 1.01 * _BFLOAT if coarse else 0.0)
+    asked = torch.from_numpy(queries).T.to(torch.bfloat16 if coarse else torch.float32)
     # Of the best rows of groups the k-th is no better than the k-th of all rows, and quicker to find.
     best = torch.full((k, len(queries)), -torch.inf)
     found: list[tuple[torch.Tensor, ...]] = []
@@ -146,19 +172,19 @@ def _of_many(
 
 
 def _products(segments: Sequence[Segment], asked: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
-    """Scores [rows, queries] of one block of rows after the other, filled up to whole groups, each with the number of its
-    first row; asked: [dim, queries]. A block lasts until the next one is made."""
+    """Scores (float32 [rows, queries]) of one block of rows after the other, filled up to whole groups, each with the number
+    of its first row; asked: [dim, queries], as products are to be made. A block lasts until the next one is made."""
     import torch
 
     start, scores = 0, torch.empty(BLOCK, asked.shape[1])
-    widened = torch.empty(WIDENED, asked.shape[0])
+    widened = torch.empty(WIDENED, asked.shape[0], dtype=asked.dtype)
     for segment in segments:
         vectors = torch.from_numpy(segment.vectors if segment.halves is None else segment.halves)
         for first in range(0, len(segment), BLOCK):
             block = vectors[first : first + BLOCK]
             for row in range(0, len(block), WIDENED):
                 rows = block[row : row + WIDENED]
-                torch.mm(widened[: len(rows)].copy_(rows), asked, out=scores[row : row + len(rows)])
+                scores[row : row + len(rows)] = torch.mm(widened[: len(rows)].copy_(rows), asked)
             whole = -(-len(block) // GROUP) * GROUP
             scores[len(block) : whole] = -torch.inf
             yield start + first, scores[:whole]

@@ -79,6 +79,18 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def take_back(folder: Path, step: int, *, finished: bool) -> None:
+    """Forget what the log says of steps that are taken again after `step`, or, of a finished run, measured again."""
+    kept = [line for line in read_lines(folder) if line["step"] <= step and not (finished and _is_measured(line, step))]
+    new = folder / "log.jsonl.new"
+    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    new.replace(folder / "log.jsonl")
+
+
+def _is_measured(line: dict[str, Any], step: int) -> bool:
+    return line["step"] == step and "seconds_per_step" not in line
+
+
 def write_line(folder: Path, **figures: float) -> None:
     """Add a line to `log.jsonl`."""
     with (folder / "log.jsonl").open("a") as file:

@@ -16,12 +16,14 @@ import json
 import os
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..collection import check_characters
 from ..document import Document
 from ..errors import ConfigError, InvalidDocument
 from ..interfaces import Progress
@@ -41,7 +43,9 @@ class DataSettings(BaseModel):
     )
     size: int = Field(64, ge=8, description="side of the pictures in pixels; padded to a square on white")
     held_out: float = Field(0.05, ge=0, lt=1, description="share of the entities that is never trained on, by a hash")
-    entity: str = Field("entity", description="metadata key: documents that share it show one thing; default: the id")
+    entity: str = Field(
+        "entity", description="metadata key: documents that share it show one thing; without it those of one picture do"
+    )
     hand: str = Field(
         "source",
         description="metadata key: who drew or took it, none of whose pictures of one thing is retrieved for another",
@@ -84,7 +88,22 @@ def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progre
         raise ConfigError("The table [data] of the recipe has no path.", "Say where the documents are.")
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
+    made = [place for place in (new, *new.parents) if not place.exists()]
     new.mkdir(parents=True)
+    try:
+        _read_into(new, settings, recorded, progress)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        with suppress(OSError):
+            for place in made[1:]:
+                place.rmdir()
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(new, folder)
+
+
+def _read_into(new: Path, settings: DataSettings, recorded: dict[str, Any], progress: Progress | None) -> None:
+    assert settings.path is not None
     documents = pictures = passed_over = 0
     last, began = "", time.perf_counter()
     with (
@@ -123,29 +142,23 @@ def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progre
     counts = {"documents": documents, "pictures": pictures, "skipped": passed_over}
     digest = hashlib.sha256((new / "documents.jsonl").read_bytes()).hexdigest()
     (new / "dataset.json").write_text(json.dumps({"settings": recorded, **counts, "digest": digest}, indent=2) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(new, folder)
 
 
 def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
     if len(document.images) != 1 or not document.text:
-        raise InvalidDocument(
-            f"It has {len(document.images)} pictures and {len(document.texts)} texts; one and some are needed."
-        )
+        has = f"{len(document.images)} of the one and {'a' if document.text else 'none'} of the other"
+        raise InvalidDocument(f"A picture and a text are needed; it has {has}.")
     metadata = document.metadata
     keywords = metadata.get("keywords")
     entry = {
         "id": document.id,
         "text": document.text,
-        "entity": str(metadata.get(settings.entity) or document.id),
+        "entity": str(metadata.get(settings.entity) or document.images[0].content_hash),
         "source": str(metadata.get(settings.hand) or ""),
         "name": str(metadata.get("name") or document.text),
         "keywords": [str(word) for word in keywords] if isinstance(keywords, (list, tuple)) else [],
     }
-    try:
-        json.dumps(entry, ensure_ascii=False).encode()
-    except UnicodeEncodeError as error:
-        raise InvalidDocument(f"It holds half of a character, {error.object[error.start]!a}.") from error
+    check_characters(entry)
     return entry
 
 

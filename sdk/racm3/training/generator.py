@@ -25,7 +25,7 @@ from .hardware import training_operations
 from .objective import WeightedSequence, weighted_loss, weighted_sequence
 from .packing import attention_mask, collate_packed
 from .recipe import read_table
-from .trainer import Stage, TrainerSettings, train
+from .trainer import Stage, TrainerSettings, WeightFormat, train
 
 
 class GeneratorModelSettings(BaseModel):
@@ -41,9 +41,9 @@ class GeneratorModelSettings(BaseModel):
         None, description="a trained model, such as run/vanilla/model, whose weights are trained further"
     )
     dropout: float = Field(0.0, ge=0, lt=1, description="of attention weights")
-    document_stride: int = Field(128, description="positions from the start of a document to that of the next")
-    image_offset: int = Field(32, description="position of the first image token in its document")
-    max_positions: int = 4096
+    document_stride: int = Field(128, ge=1, description="positions from the start of a document to that of the next")
+    image_offset: int = Field(32, ge=1, description="position of the first image token in its document")
+    max_positions: int = Field(4096, ge=1, description="of a sequence, documents and all")
     tie_embeddings: bool = Field(True, description="one matrix for input and output, which the sizes' names count on")
     attention: Literal["sdpa", "eager"] = Field(
         "sdpa", description="eager, compiled, is the faster of the two on a CPU: its fused kernel is slow backwards"
@@ -51,7 +51,7 @@ class GeneratorModelSettings(BaseModel):
     codebook_embeddings: bool = Field(
         True, description="start the image embeddings from the image tokenizer's codebook"
     )
-    weight_format: str = "bfloat16"
+    weight_format: WeightFormat = "bfloat16"
 
     @property
     def shape(self) -> Size:
@@ -90,7 +90,7 @@ class ObjectiveSettings(BaseModel):
         description="share of samples whose documents were found by the first query form, the rest by the second",
     )
     variants: float = Field(0.0, ge=0, le=1, description="share of samples with one variant on all their pictures")
-    copies: tuple[float, float] = Field(
+    copies: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = Field(
         (0.0, 0.0),
         description="share of samples with the document itself among the retrieved: at the start, at the end",
     )

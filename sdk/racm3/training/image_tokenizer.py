@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from diffusers import VQModel
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from .data import VARIANTS, TrainingSet, generator_at, variant
 from .recipe import read_table
-from .trainer import Progress, Stage, TrainerSettings, train
+from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
 
 
 class ImageTokenizerSettings(BaseModel):
@@ -27,21 +27,33 @@ class ImageTokenizerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    size: int = Field(64, description="side of a picture in pixels")
-    channels: tuple[int, ...] = Field(
-        (16, 32, 96, 128), description="width per resolution; each but the last halves it"
+    size: int = Field(64, ge=8, description="side of a picture in pixels")
+    channels: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (16, 32, 96, 128), min_length=2, description="width per resolution; each but the last halves it"
     )
-    layers: int = 1
-    norm_groups: int = 8
-    codes: int = Field(1024, description="size of the codebook")
-    code_width: int = 16
-    batch_size: int = 32
-    commitment: float = Field(0.25, description="weight of the pull of latents towards their codes")
-    free_steps: int = Field(200, description="first steps without quantisation")
-    decay: float = Field(0.98, description="of the codebook's moving average")
-    restart_below: float = Field(0.03, description="usage, as a share of the uniform one, under which a code restarts")
+    layers: int = Field(1, ge=1, description="residual blocks per resolution")
+    norm_groups: int = Field(8, ge=1, description="groups of channels that are normalised together")
+    codes: int = Field(1024, ge=2, le=2**16, description="size of the codebook")
+    code_width: int = Field(16, ge=1, description="numbers of a code")
+    batch_size: int = Field(32, ge=1)
+    commitment: float = Field(0.25, ge=0, description="weight of the pull of latents towards their codes")
+    free_steps: int = Field(200, ge=0, description="first steps without quantisation")
+    decay: float = Field(0.98, ge=0, lt=1, description="of the codebook's moving average")
+    restart_below: float = Field(
+        0.03, ge=0, description="usage, as a share of the uniform one, under which a code restarts"
+    )
     recolour: float = Field(0.5, ge=0, le=1, description="share of pictures in a variant (mirrored, hue moved)")
-    weight_format: str = "float16"
+    weight_format: WeightFormat = "float16"
+
+    @model_validator(mode="after")
+    def _fit(self) -> ImageTokenizerSettings:
+        """Told here, and not by diffusers when all documents have been read."""
+        halved = 2 ** (len(self.channels) - 1)
+        if self.size % halved:
+            raise ValueError(f"size = {self.size} cannot be halved {len(self.channels) - 1} times")
+        if odd := [width for width in self.channels if width % self.norm_groups]:
+            raise ValueError(f"channels = {odd[0]} is no multiple of norm_groups = {self.norm_groups}")
+        return self
 
 
 class QuantizedAutoencoder(torch.nn.Module):

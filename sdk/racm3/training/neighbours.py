@@ -38,7 +38,9 @@ class NeighbourSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    forms: tuple[QueryForm, ...] = Field(("text", "image"), description="query forms, drawn uniformly in training")
+    forms: tuple[QueryForm, ...] = Field(
+        ("text", "image"), min_length=1, description="query forms, drawn uniformly in training"
+    )
     draws: int = Field(2, ge=1, description="query-dropout draws for each document and form")
     dropout: float = Field(0.2, ge=0, lt=1, description="share of the query's tokens or patches that is dropped")
     candidates: int = Field(
@@ -49,7 +51,7 @@ class NeighbourSettings(BaseModel):
         "diverse", description="diverse: passes over what is redundant; topk: the plain baseline, worse in the paper"
     )
     threshold: float = Field(0.9, gt=0, le=1, description="of the sampler diverse: closer than this is redundant")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
 
     def make_sampler(self) -> Sampler:
         """The sampler that these settings name."""

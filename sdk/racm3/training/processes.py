@@ -1,4 +1,5 @@
-"""Several processes, as `torchrun` or `accelerate launch` start them: the first one prepares, the others wait for it."""
+"""Several processes, as `torchrun` or `accelerate launch` start them: the first one prepares, the others wait for it. Those
+that were started apart keep out of each other's way."""
 
 from __future__ import annotations
 
@@ -6,7 +7,30 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from ..errors import ConfigError, MemoryLocked
+from ..memories.claim import Claim
+
+
+def on_cpu(device: str) -> bool:
+    """Whether to tell accelerate so. Several processes without an accelerator have to: else each takes itself for the only
+    one, and all of them train the same."""
+    import torch
+
+    return device == "cpu" or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available())
+
+
+def claim_folder(folder: Path) -> Claim:
+    """The right to train in a folder, until it is released or gone; `ConfigError` while another process has it."""
+    try:
+        return Claim(folder / ".lock", str(folder))
+    except MemoryLocked as error:
+        raise ConfigError(
+            f"{f'Process {error.owner}' if error.owner else 'Another process'} is training in {folder}.",
+            "Wait until it has ended, or give another --name.",
+        ) from error
 
 
 @contextmanager
@@ -18,6 +42,6 @@ def main_process_first(recipe: Mapping[str, Any]) -> Iterator[bool]:
     from accelerate import PartialState
 
     # Preparing may take hours; the others must not give up meanwhile.
-    state = PartialState(cpu=recipe.get("trainer", {}).get("device") == "cpu", timeout=timedelta(days=7))
+    state = PartialState(cpu=on_cpu(recipe.get("trainer", {}).get("device", "auto")), timeout=timedelta(days=7))
     with state.main_process_first():
         yield bool(state.is_main_process)

@@ -18,11 +18,17 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     """The tables of a recipe file; `ConfigError` when it is missing or no TOML."""
     path = Path(path)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"No recipe at {path}: {error.strerror}.", "Give the path of a TOML file.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"The recipe {path} is not valid TOML: {error}") from error
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(
+                f"In {path}, {name} is no table.", f"Keys stand in tables: [{name}], and below it key = value."
+            )
+    return tables
 
 
 def read_table(model: type[Settings], recipe: Mapping[str, Any], table: str) -> Settings:
@@ -32,5 +38,10 @@ def read_table(model: type[Settings], recipe: Mapping[str, Any], table: str) -> 
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(place) for place in first["loc"])
-        hint = nearest(key, model.model_fields) if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"In [{table}] of the recipe, {key}: {first['msg']}.", hint) from error
+        if first["type"] == "extra_forbidden":
+            known = f"Keys: {', '.join(model.model_fields)}."
+            raise ConfigError(
+                f"[{table}] of the recipe has no key {key!r}. {known}", nearest(key, model.model_fields)
+            ) from error
+        said = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"In [{table}] of the recipe, {f'{key}: ' if key else ''}{said}.") from error

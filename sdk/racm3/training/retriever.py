@@ -28,7 +28,7 @@ from .processes import main_process_first
 from .recipe import read_table
 from .retriever_batches import PairSampler, TextViews, augment, draw_batch
 from .text_tokenizer import train_text_tokenizer
-from .trainer import Progress, Stage, TrainerSettings, train
+from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
 
 LARGEST_MEMORY = 20_000  # training documents among which held-out ones are looked for, for the figures
 
@@ -51,7 +51,7 @@ class RetrieverSettings(BaseModel):
     document: float = Field(
         0.0, ge=0, description="weight of drawings, and of texts, against the other view's pooled vector"
     )
-    weight_format: str = "float16"
+    weight_format: WeightFormat = "float16"
 
 
 class RetrieverStage(Stage):

@@ -10,6 +10,7 @@ Every stage goes on where it was stopped, and so does every preparation.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import ConfigError, WeightsNotFound, nearest
+from ..errors import CheckpointError, ConfigError, WeightsNotFound, nearest
 from ..interfaces import Progress, Retriever
 from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
 from .dataset import DataSettings, open_dataset
@@ -101,8 +102,57 @@ def read_stage_recipe(path: Path) -> dict[str, Any]:
         places.append(("retriever", "model"))
     for table, key in places:
         if isinstance(value := recipe.get(table, {}).get(key), str):
-            recipe[table][key] = str(here / Path(value).expanduser())
+            # One folder has one name, however it is spelt: another one would be another recipe.
+            recipe[table][key] = os.path.normpath(here / Path(value).expanduser())
     return recipe
+
+
+def settings_of(kind: str) -> dict[str, type[BaseModel]]:
+    """What the tables of a recipe for a kind of stage hold, but for `[retriever]`, which is as in a pipeline file."""
+    from ..generators.cm3.masking import MaskingSettings
+    from .generator import GeneratorModelSettings, ObjectiveSettings
+    from .image_tokenizer import ImageTokenizerSettings
+    from .neighbours import NeighbourSettings
+    from .retriever import RetrieverSettings
+    from .trainer import TrainerSettings
+
+    models: dict[str, type[BaseModel]] = {
+        "image-tokenizer": ImageTokenizerSettings, "retriever": RetrieverSettings, "generator": GeneratorModelSettings,
+    }  # fmt: skip
+    every: dict[str, type[BaseModel]] = {
+        "data": DataSettings, "tokenizer": TextSettings, "neighbours": NeighbourSettings, "model": models[kind],
+        "masking": MaskingSettings, "objective": ObjectiveSettings, "trainer": TrainerSettings,
+    }  # fmt: skip
+    return {table: every[table] for table in TABLES[kind] if table in every}
+
+
+def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
+    """`ConfigError` for anything in a recipe that can be seen to be wrong before a document is read."""
+    from .generator import generator_settings
+
+    check_tables(kind, recipe)
+    try:
+        for table, settings in settings_of(kind).items():
+            if (kind, table) == ("generator", "trainer"):
+                model, _ = generator_settings(recipe)
+                _ = model.shape
+                if model.start is not None and not model.start.is_dir():
+                    raise ConfigError(
+                        f"[model] start: there is no folder {model.start}.", "Give that of a trained model."
+                    )
+            else:
+                read_table(settings, recipe, table)
+        data = read_table(DataSettings, recipe, "data")
+        if kind == "image-tokenizer" and ":" not in data.source:
+            _check_size(recipe, data.size)
+    except ConfigError as error:
+        for other in TABLES:
+            own = {"image-tokenizer": "channels", "retriever": "architecture", "generator": "document_stride"}[other]
+            if other != kind and own in recipe.get("model", {}):
+                raise ConfigError(
+                    f"This is a recipe for {other}: [model] has {own}.", f"racm3 train {other} ..."
+                ) from error
+        raise
 
 
 def check_tables(kind: str, recipe: Mapping[str, Any]) -> None:
@@ -170,15 +220,21 @@ def record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
 def _image_tokenizer(
     run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
 ) -> dict[str, float]:
-    from .image_tokenizer import ImageTokenizerSettings, train_image_tokenizer
+    from .image_tokenizer import train_image_tokenizer
 
-    wanted, size = read_table(ImageTokenizerSettings, recipe, "model").size, corpus.data.pixels.shape[1]
+    _check_size(recipe, corpus.data.pixels.shape[1])
+    data, held_out = _sides(corpus)
+    return train_image_tokenizer(recipe, data, held_out, folder, progress=progress)
+
+
+def _check_size(recipe: Mapping[str, Any], size: int) -> None:
+    from .image_tokenizer import ImageTokenizerSettings
+
+    wanted = read_table(ImageTokenizerSettings, recipe, "model").size
     if wanted != size:
         raise ConfigError(
             f"[model] size is {wanted}, but the pictures have {size} pixels.", f"Set [model] size = {size}."
         )
-    data, held_out = _sides(corpus)
-    return train_image_tokenizer(recipe, data, held_out, folder, progress=progress)
 
 
 def _retriever(
@@ -194,9 +250,30 @@ def _generator(
     run: Run, folder: Path, recipe: Mapping[str, Any], corpus: Corpus, progress: Progress | None
 ) -> dict[str, float]:
     from .generator import train_generator
+    from .processes import main_process_first
 
     made = generator_inputs(run, recipe, corpus, progress=progress)
+    with main_process_first(recipe):
+        _bind(folder, made)
     return train_generator(recipe, made.documents, made.text_tokenizer, made.image_tokenizer, folder, progress=progress)
+
+
+def _bind(folder: Path, made: GeneratorInputs) -> None:
+    """A generator that is begun knows the tokens that it has learnt; `CheckpointError` if they are others by now."""
+    codebook = np.ascontiguousarray(made.image_tokenizer.codebook.float().cpu().numpy())
+    tokens = {
+        "image tokens": hashlib.sha256(codebook.tobytes()).hexdigest(),
+        "text tokens": hashlib.sha256(made.text_tokenizer.to_str().encode()).hexdigest(),
+    }
+    path = folder / "tokens.json"
+    if (folder / "state").is_dir() and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        if changed := [name for name, value in tokens.items() if before.get(name) != value]:
+            raise CheckpointError(
+                f"The generator in {folder} has learnt other {' and '.join(changed)} than the run has now.",
+                "Put the tokenizers back that it was begun with, or begin anew with another --name.",
+            )
+    path.write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True)

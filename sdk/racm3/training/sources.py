@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ..coco import read_coco
 from ..collection import OnSkip, document_from_line, image_in_folder, read_folder
 from ..document import Document, Image
 from ..errors import ConfigError, InvalidDocument, RACM3Error, nearest
@@ -52,44 +53,14 @@ def _jsonl(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Documen
 
 def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
     """One document a caption; all captions of a picture are one entity, in the order of the pictures."""
-    with _opened(path) as file:
+    for picture in read_coco(path, on_skip):
         try:
-            content = json.load(file)
-            pictures, annotations = content["images"], content["annotations"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ConfigError(
-                f"{path} is no COCO captions file: {error!r}.",
-                "It is a JSON object with the lists images and annotations.",
-            ) from error
-    captions: dict[str, list[tuple[str, str]]] = {}  # number and text of each, by the picture's number
-    for number, annotation in enumerate(annotations):
-        try:
-            picture, numbered, text = _values(annotation, "image_id", "id", "caption")
-            captions.setdefault(picture, []).append((numbered, text.strip()))
+            image, name = image_in_folder(images or path.parent, picture.file)
+            for number, text in picture.captions:
+                metadata = {"path": name, "entity": picture.id}
+                yield Document([text, image], id=f"{picture.id}#{number}", metadata=metadata)
         except BAD as error:
-            on_skip(f"annotations[{number}]", error)
-    for number, entry in enumerate(pictures):
-        try:
-            picture, file = _values(entry, "id", "file_name")
-        except BAD as error:
-            on_skip(f"images[{number}]", error)
-            continue
-        try:
-            image, name = image_in_folder(images or path.parent, file)
-            for numbered, text in captions.get(picture, []):
-                yield Document([text, image], id=f"{picture}#{numbered}", metadata={"path": name, "entity": picture})
-        except BAD as error:
-            on_skip(file, error)
-
-
-def _values(entry: object, *names: str) -> list[str]:
-    """Numbers and texts of an object of a JSON file, all as texts; `InvalidDocument` where one of them is none."""
-    if not isinstance(entry, Mapping):
-        raise InvalidDocument(f"It is no object, but {entry!r:.60}.")
-    for name in names:
-        if not isinstance(entry.get(name), (str, int)):
-            raise InvalidDocument(f"Its {name} is {entry.get(name)!r:.60}.", "It is a number or a text.")
-    return [str(entry[name]) for name in names]
+            on_skip(picture.file, error)
 
 
 def _webdataset(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
@@ -146,7 +117,7 @@ def corpus_of(target: str, stage: str) -> Corpus:
     module, _, name = target.partition(":")
     try:
         function = getattr(import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"The source '{target}' cannot be imported: {error}.", "Write 'module:function'.") from error
     corpus = function(stage)
     if not isinstance(corpus, Corpus):

@@ -16,13 +16,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigError
-from .account import Account, write_line
+from .account import Account, take_back, write_line
 from .best import BestWeights, check_figure
+from .processes import claim_folder, on_cpu
 from .sharding import shard, whole
 from .state import RunState
 
@@ -34,21 +35,27 @@ logger = logging.getLogger("racm3.training")
 Progress = Callable[[int, int, str], None]
 
 
+Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]
+WeightFormat: TypeAlias = Literal["float32", "float16", "bfloat16"]  # of the model that is exported
+
+
 class TrainerSettings(BaseModel):
     """Settings of the loop, the `[trainer]` table of a recipe."""
 
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(gt=0, description="optimiser steps")
-    learning_rate: float = Field(gt=0)
+    learning_rate: float = Field(gt=0, allow_inf_nan=False)
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
     schedule: Literal["linear", "cosine", "constant"] = "cosine"
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the last step")
     optimizer: Literal["adamw", "muon"] = "adamw"
-    muon_learning_rate: float = Field(0.02, gt=0, description="learning rate of the hidden matrices under muon")
-    betas: tuple[float, float] = (0.9, 0.98)
-    weight_decay: float = Field(0.0, ge=0)
-    clip: float | None = Field(1.0, description="largest gradient norm; none: no clipping")
+    muon_learning_rate: float = Field(
+        0.02, gt=0, allow_inf_nan=False, description="learning rate of the hidden matrices under muon"
+    )
+    betas: tuple[Share, Share] = (0.9, 0.98)
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; none: no clipping")
     accumulation: int = Field(1, ge=1, description="micro-batches per step, shared out over the processes")
     sharding: Literal["none", "full"] = Field(
         "none", description="over several processes; full: weights and optimiser are shared out too (FSDP2)"
@@ -56,7 +63,7 @@ class TrainerSettings(BaseModel):
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu"] = "auto"
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is exported")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     log_every: int = Field(20, ge=1)
     compile: bool = Field(False, description="torch.compile model and loss: faster where a C++ compiler is at hand")
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
@@ -130,8 +137,9 @@ def train(
     # accelerate keeps precision and device for the whole process; the stage before this one may have had others.
     alone = not (torch.distributed.is_available() and torch.distributed.is_initialized())
     AcceleratorState._reset_state(reset_partial_state=alone)
-    accelerator = Accelerator(mixed_precision=mixed, cpu=settings.device == "cpu")
+    accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu(settings.device))
     processes, rank = accelerator.num_processes, accelerator.process_index
+    claim = None if rank else claim_folder(folder)
     if settings.accumulation % processes:
         raise ConfigError(
             f"{processes} processes cannot share out {settings.accumulation} micro-batches evenly.",
@@ -159,6 +167,8 @@ def train(
         best.path.unlink(missing_ok=True)  # of another run
     if step:
         logger.info("resumed at step %d from %s", step, folder)
+        if not rank:
+            take_back(folder, step, finished=step == settings.steps)
 
     loss_of: Any = stage.loss
     if settings.compile:
@@ -203,6 +213,11 @@ def train(
         saves = step % settings.save_every == 0 or last
         if step % settings.log_every == 0 or saves:  # a line ends where a run may be taken up again: none is cut in two
             figures_of_log = account.close(accelerator)
+            if not math.isfinite(figures_of_log.get("loss", 0.0)):
+                raise ConfigError(
+                    f"Training has diverged: at step {step} the loss is {figures_of_log['loss']}.",
+                    f"Lower [trainer] learning_rate, or raise warmup, and begin anew; what {folder / 'state'} holds was sound.",
+                )
             if rank == 0:
                 write_line(folder, step=step, **figures_of_log)
                 if progress is not None:
@@ -229,6 +244,8 @@ def train(
         write_line(folder, step=step, **held_out)
         _export(stage, final.eval(), folder / "model")
     accelerator.wait_for_everyone()
+    if claim is not None:
+        claim.release()
     return held_out
 
 

@@ -1,0 +1,65 @@
+"""COCO's captions JSON: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption", "id"}]}."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .collection import OnSkip, check_characters
+from .errors import ConfigError, InvalidDocument
+
+
+@dataclass(frozen=True)
+class CocoPicture:
+    """A picture of the listing. captions: of each its number, or place in the file where it has none, and its text."""
+
+    id: str
+    file: str
+    captions: list[tuple[str, str]] = field(default_factory=list)
+
+
+def read_coco(listing: Path, on_skip: OnSkip) -> list[CocoPicture]:
+    """The pictures of a listing, in its order, with their captions; the files themselves are not looked at.
+
+    on_skip: called with the place and the error of each entry that is none. Raises `ConfigError` for another kind of file.
+    """
+    try:
+        content = json.loads(listing.read_text(encoding="utf-8-sig"))
+        pictures, annotations = content["images"], content["annotations"]
+        if not isinstance(pictures, list) or not isinstance(annotations, list):
+            raise TypeError("images and annotations are no lists")
+    except OSError as error:
+        raise ConfigError(f"{listing} cannot be read: {error.strerror or error}.", "Is the path right?") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigError(
+            f"{listing} is not COCO's captions JSON ({type(error).__name__}: {error}).",
+            'Expected {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}.',
+        ) from error
+    captions: dict[str, list[tuple[str, str]]] = {}
+    for number, annotation in enumerate(annotations):
+        try:
+            picture, text = _values(annotation, "image_id", "caption")
+            captions.setdefault(picture, []).append((str(annotation.get("id", number)), text.strip()))
+        except InvalidDocument as error:
+            on_skip(f"annotations[{number}]", error)
+    found = []
+    for number, entry in enumerate(pictures):
+        try:
+            picture, file = _values(entry, "id", "file_name")
+            found.append(CocoPicture(picture, file, captions.get(picture, [])))
+        except InvalidDocument as error:
+            on_skip(f"images[{number}]", error)
+    return found
+
+
+def _values(entry: object, *names: str) -> list[str]:
+    """Numbers and texts of an object, all as texts; `InvalidDocument` where one of them is neither."""
+    if not isinstance(entry, Mapping):
+        raise InvalidDocument(f"It is no object, but {entry!r:.60}.")
+    for name in names:
+        if not isinstance(entry.get(name), (str, int)):
+            raise InvalidDocument(f"Its {name} is {entry.get(name)!r:.60}.", "It is a number or a text.")
+    check_characters(dict(entry))
+    return [str(entry[name]) for name in names]
