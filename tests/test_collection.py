@@ -40,11 +40,20 @@ def test_pictures_with_captions_beside_them(tmp_path: Path, read, skipped):
     paint(tmp_path / "deep/er/whale.JPG", "grey")
     paint(tmp_path / ".hidden/x.png")
     (tmp_path / "notes.txt").write_text("no picture of that name")
+    (tmp_path / "scan.tiff").write_bytes(b"another format")
+    (tmp_path / "scan.txt").write_text("its caption")
     whale, kite = read()
     assert (kite.id, kite.text, dict(kite.metadata)) == ("kite.png", "a red kite 凧", {"path": "kite.png"})
     assert kite.image is not None and kite.image.size == (8, 6)
     assert (whale.id, whale.texts, len(whale.images)) == ("deep/er/whale.JPG", (), 1)
-    assert skipped == []
+    assert [name for name, _ in skipped] == ["scan.tiff", "notes.txt"]
+    assert ".png" in str(skipped[0][1]) and "without a picture" in str(skipped[1][1])
+
+
+def test_half_of_a_character_is_passed_over(tmp_path: Path, read, skipped):
+    lines(tmp_path / "captions.jsonl", '{"text": "half \\ud800"}', '{"text": "x", "id": "\\ud800"}', {"text": "whole"})
+    assert [document.text for document in read()] == ["whole"]
+    assert ["half of a character" in str(error) for _, error in skipped] == [True, True]
 
 
 def test_reading_again_gives_the_same_ids_whatever_the_content(tmp_path: Path, read):

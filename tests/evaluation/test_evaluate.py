@@ -184,3 +184,46 @@ def test_new_documents_are_new_knowledge(pairs: list[Pair]) -> None:
     assert len(pipeline.memory) == 6
     with pytest.raises(DuplicateDocument, match="5 of the documents are in the memory before"):
         measure_learning(pipeline, pairs[:5], documents, HashingRetriever(128))
+
+
+class Short(PaintingGenerator):
+    """Holds captions of so many letters."""
+
+    def score(self, requests: Sequence[Request], targets: Sequence[Document]) -> list[Score]:
+        if any(len(target.text) > 40 for target in targets):
+            raise GenerationError("The prompt is too long.")
+        return super().score(requests, targets)
+
+
+def test_a_caption_that_the_model_cannot_hold_is_passed_over_and_listed(pipeline: Pipeline, pairs: list[Pair]) -> None:
+    long = Document(["word " * 20, pairs[0].image], id="the long one")
+    pipeline.generator = Short()
+    figures = evaluate(pipeline, [pairs[0], Pair(long, long.texts, "long"), *pairs[1:]]).figures
+    assert figures["pairs"] == len(pairs) and figures["skipped"] == ["the long one: The prompt is too long."]
+    pipeline.generator = PaintingGenerator()
+    assert evaluate(pipeline, pairs).figures["skipped"] == []
+
+
+class OfItsOwn(Options):
+    draft: bool = False
+
+
+class Choosy(PaintingGenerator):
+    """Has options of its own."""
+
+    options_type = OfItsOwn
+
+    def generate(self, requests: Sequence[Request], *, options: Options) -> list[list[Output]]:
+        assert isinstance(options, OfItsOwn)
+        return super().generate(requests, options=options)
+
+
+def test_a_generator_gets_options_of_its_own(pipeline: Pipeline, pairs: list[Pair]) -> None:
+    pipeline.generator = Choosy()
+    assert evaluate(pipeline, pairs, options={"draft": True}).figures["options"]["draft"] is True
+
+
+def test_the_encoder_that_retrieves_is_known_by_its_fingerprint(pipeline: Pipeline, pairs: list[Pair]) -> None:
+    said = "the encoder that also retrieves"
+    for encoder, expected in ((None, True), (HashingRetriever(128), True), (HashingRetriever(64), False)):
+        assert (said in " ".join(evaluate(pipeline, pairs, encoder=encoder).figures["notes"])) is expected

@@ -96,3 +96,19 @@ def test_another_json_is_told_what_is_expected(tmp_path: Path) -> None:
         read_pairs(tmp_path / "x.json")
     with pytest.raises(ConfigError, match="no pictures with captions"):
         read_pairs(tmp_path)
+
+
+def test_entries_of_a_coco_listing_that_are_none_are_passed_over(coco: Path) -> None:
+    content = json.loads(coco.read_text())
+    content["images"] += [7, {"id": 9}]
+    content["annotations"] += [None, {"image_id": 1}, {"image_id": 2, "caption": "half \ud800"}]
+    coco.write_text(json.dumps(content))
+    skipped: list[str] = []
+    assert len(read_pairs(coco, on_skip=lambda where, error: skipped.append(where))) == 2
+    assert skipped == ["annotations[6]", "annotations[7]", "annotations[8]", "images[4]", "images[5]", "4.png"]
+
+
+def test_a_coco_listing_without_captions_is_told(coco: Path) -> None:
+    coco.write_text(json.dumps({"images": [{"id": 1, "file_name": "1.png"}], "annotations": []}))
+    with pytest.raises(ConfigError, match="captions of none of its 1 pictures"):
+        read_pairs(coco)

@@ -416,7 +416,6 @@ def corrupted(folder, statement, *parameters):
         "UPDATE contents SET data = x'ff' WHERE key = 6",
         "UPDATE contents SET data = 'text 5' WHERE key = 6",
         "UPDATE contents SET is_image = 1 WHERE key = 6",
-        "UPDATE contents SET checksum = x'00' WHERE key = 6",
         "UPDATE parts SET content = 7 WHERE seq = 6",
         "UPDATE parts SET content = 99 WHERE seq = 6",
         "DELETE FROM contents WHERE key = 6",
@@ -440,6 +439,13 @@ def test_a_damaged_document_is_named_and_the_others_can_be_read(folder, statemen
         assert memory.get(["d4", "d6"]) == [texts(7)[4], texts(7)[6]]
         assert memory.delete(["d5"]) == 1
         assert len(list(memory.items())) == 19
+
+
+def test_a_text_is_read_by_its_hash_and_its_checksum_is_verified_besides(folder):
+    corrupted(folder, "UPDATE contents SET checksum = x'00' WHERE key = 6")
+    with FaissMemory(folder) as memory:
+        assert memory.get(["d5"]) == [texts(6)[5]]
+        assert any("'d5' does not match its checksum" in problem for problem in memory.verify())
 
 
 def test_numbers_of_documents_that_are_none_are_told(folder):

@@ -63,6 +63,13 @@ def segments(vectors, tmp_path, sizes):
     return made
 
 
+@pytest.fixture(params=[False, True], ids=["float32", "bfloat16"])
+def products(request, monkeypatch):
+    """In what many queries are multiplied: any processor can do both, if not as quickly."""
+    monkeypatch.setattr(scan, "_multiplies_bfloat16", lambda: request.param)
+
+
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("sizes", [(2900, 100), (1100, 1200, 700), (1, 2000, 64, 935)])
 @pytest.mark.parametrize("queries", [1, 5])
 @pytest.mark.parametrize("k", [1, 10, 700, 5000])
@@ -84,6 +91,7 @@ def test_all_that_are_as_good_as_the_kth_best_are_candidates(vectors, tmp_path, 
             assert set(pool[scores[row, pool] >= least]) <= set(found[row])
 
 
+@pytest.mark.usefixtures("products")
 @pytest.mark.parametrize("queries", [1, 3])
 def test_few_more_than_the_best_are_candidates(tmp_path, queries):
     vectors = unit(random(np.random.default_rng(0), 3000))
@@ -92,6 +100,20 @@ def test_few_more_than_the_best_are_candidates(tmp_path, queries):
         segments(vectors, tmp_path, (2999, 1)), asked, 10, wanted=None, excluded=[np.empty(0, int)] * queries
     ):
         assert 10 <= len(found) <= 20
+
+
+@pytest.mark.usefixtures("products")
+def test_few_of_a_crowd_are_candidates_too(tmp_path):
+    """Where bfloat16 cannot tell thousands apart, they are looked at more closely."""
+    rng = np.random.default_rng(0)
+    crowd = unit(random(rng, 1) + 0.05 * random(rng, 3000))
+    asked = np.concatenate([unit(crowd[:1] + 0.01 * random(rng, 1)), unit(random(rng, 1))])
+    found = scan.candidates(
+        segments(crowd, tmp_path, (2999, 1)), asked, 10, wanted=None, excluded=[np.empty(0, int)] * 2
+    )
+    for query, rows in zip(asked, found, strict=True):
+        scores = crowd.astype(np.float64) @ query.astype(np.float64)
+        assert set(np.argsort(-scores)[:10]) <= set(rows) and len(rows) < 1000
 
 
 def test_a_segment_is_read_as_it_was_written(tmp_path):

@@ -157,8 +157,8 @@ def test_entities_are_held_out_by_their_hash(tmp_path):
     assert np.mean([is_held_out(entity, 0.1) for entity in entities]) == pytest.approx(0.1, abs=0.02)
     assert all(is_held_out(e, 0.3) for e in entities if is_held_out(e, 0.1))
     corpus = read(tmp_path, "folder", folder, held_out=0.5)
-    held = {corpus.data.ids[row] for row in corpus.held_out}
-    assert held == {id for id in corpus.data.ids if is_held_out(id, 0.5)}
+    held = {corpus.data.entities[row] for row in corpus.held_out}
+    assert held == {entity for entity in corpus.data.entities if is_held_out(entity, 0.5)}
     assert not set(corpus.training) & set(corpus.held_out)
 
 

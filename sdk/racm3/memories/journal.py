@@ -192,7 +192,11 @@ class Journal(Database):
 
     def document(self, row: Row) -> Document:
         """The document of a row, checked. Raises `MemoryCorrupt`, naming it, when it is not what was written."""
-        return Stored(row, self.connection.execute(PARTS, (row.seq,)).fetchall()).document()
+        return self.stored(row).document()
+
+    def stored(self, row: Row) -> Stored:
+        """The same with its parts, unchecked."""
+        return Stored(row, self.connection.execute(PARTS, (row.seq,)).fetchall())
 
     def set_encoder(self, encoder: Encoder) -> None:
         known = [("fingerprint", encoder.fingerprint), ("dim", int(encoder.dim))]

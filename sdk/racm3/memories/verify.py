@@ -43,7 +43,7 @@ def problems(journal: Journal, progress: Progress | None = None) -> Iterator[str
     while rows := journal.rows(after=after, last=last):
         for row in rows:
             try:
-                journal.document(row)
+                journal.stored(row).verify()
             except MemoryCorrupt as error:
                 yield error.message
                 damaged = True  # and its fields are not known any more
