@@ -41,7 +41,8 @@ def read_coco(listing: Path, on_skip: OnSkip) -> list[CocoPicture]:
     for number, annotation in enumerate(annotations):
         try:
             picture, text = _values(annotation, "image_id", "caption")
-            captions.setdefault(picture, []).append((str(annotation.get("id", number)), text.strip()))
+            known = annotation.get("id")
+            captions.setdefault(picture, []).append((str(number if known is None else known), text.strip()))
         except InvalidDocument as error:
             on_skip(f"annotations[{number}]", error)
     found = []
@@ -60,6 +61,6 @@ def _values(entry: object, *names: str) -> list[str]:
         raise InvalidDocument(f"It is no object, but {entry!r:.60}.")
     for name in names:
         if not isinstance(entry.get(name), (str, int)):
-            raise InvalidDocument(f"Its {name} is {entry.get(name)!r:.60}.", "It is a number or a text.")
+            raise InvalidDocument(f"Its {name} is {entry.get(name)!r:.60}.", "It is a whole number or a text.")
     check_characters(dict(entry))
     return [str(entry[name]) for name in names]

@@ -112,15 +112,14 @@ def _pictures(root: Path) -> list[str]:
 def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
     """What somebody may miss: captions without a picture, and pictures of other formats; each with why."""
     told = {str(Path(name).with_suffix("")) for name in pictures}
-    files = sorted(file.relative_to(root) for file in root.rglob("*") if file.is_file())
+    named = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", *OTHER_SUFFIXES})
+    files = sorted(file for file in named if not any(step.startswith(".") for step in file.parts))
     for file in files:
-        if any(step.startswith(".") for step in file.parts):
-            continue
         if file.suffix.lower() in OTHER_SUFFIXES:
             told.add(str(file.with_suffix("")))
             yield file.as_posix(), f"Pictures are read from {', '.join(sorted(SUFFIXES))}."
     for file in files:
-        if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told and not file.name.startswith("."):
+        if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told:
             yield file.as_posix(), "It is a caption without a picture of the same name."
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +53,28 @@ def test_a_wrong_stage_or_table_is_named(kind, tables, message):
         check_tables(kind, tables)
 
 
+def test_two_processes_do_not_train_in_one_folder(tmp_path, monkeypatch):
+    code = f"""
+import time
+from pathlib import Path
+from racm3.training.processes import claimed
+with claimed(Path({str(tmp_path / "retriever")!r})):
+    print("claimed", flush=True)
+    time.sleep(60)
+"""
+    monkeypatch.setitem(runs._STAGES, "retriever", lambda *a: {})
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "claimed\n"
+            with pytest.raises(ConfigError, match=f"Process {other.pid} is training"):
+                train_stage(Run(tmp_path), "retriever", {"model": {"batch_size": 4}}, corpus())
+            assert not (tmp_path / "retriever" / "stage.json").exists()
+        finally:
+            other.kill()
+    for _ in range(2):  # who has ended, or finished, is in nobody's way
+        train_stage(Run(tmp_path), "retriever", {"model": {"batch_size": 4}}, corpus())
+
+
 @pytest.mark.parametrize(
     ("kind", "recipe", "message"),
     [
@@ -61,6 +85,8 @@ def test_a_wrong_stage_or_table_is_named(kind, tables, message):
         ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 20}}, "cannot be halved 3"),
         ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 32}}, "pictures have 64"),
         ("generator", {"trainer": {"steps": 2}, "model": {"channels": [8, 8]}}, "recipe for image-tokenizer"),
+        ("generator", {"trainer": {"steps": 2}, "objective": {"k": [9]}}, "only 4 are kept"),
+        ("image-tokenizer", {"objective": {}, "model": {"document_stride": 9}}, "recipe for generator"),
     ],
 )
 def test_a_wrong_recipe_is_told_before_a_document_is_read(kind, recipe, message):

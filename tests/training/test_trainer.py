@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -352,23 +350,11 @@ def test_a_run_that_diverges_stops_with_an_error_and_leaves_what_was_sound(tmp_p
     assert all(np.isfinite(loss) for loss, _ in losses(tmp_path).values()) and max(losses(tmp_path)) == 3
 
 
-def test_two_processes_do_not_train_in_one_folder(tmp_path):
-    code = f"""
-import sys, time
-from pathlib import Path
-from racm3.training.processes import claim_folder
-claim = claim_folder(Path({str(tmp_path)!r}))
-print("claimed", flush=True)
-time.sleep(60)
-"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
-        try:
-            assert other.stdout.readline() == "claimed\n"
-            with pytest.raises(ConfigError, match=f"Process {other.pid} is training"):
-                train(Line(), settings(), tmp_path)
-        finally:
-            other.kill()
-    train(Line(), settings(), tmp_path)
+def test_a_run_that_begins_anew_has_a_log_of_its_own(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        train(Line(stop_at=(3, 0)), settings(save_every=100), tmp_path)
+    train(Line(), settings(save_every=100), tmp_path)
+    assert [line["step"] for line in log(tmp_path)] == [1, 2, 3, 4, 5, 6, 6]
 
 
 def test_a_line_that_was_cut_off_is_passed_over(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -82,7 +83,12 @@ def keys(
 
     check_tables(stage, {})
     rows = [
-        (f"[{table}]", name, "needed" if field.is_required() else str(field.get_default()), field.description or "")
+        (
+            f"[{table}]",
+            name,
+            "needed" if field.is_required() else _as_toml(field.get_default()),
+            field.description or "",
+        )
         for table, settings in settings_of(stage).items()
         for name, field in settings.model_fields.items()
     ]
@@ -90,6 +96,11 @@ def keys(
         output.print_json([dict(zip(("table", "key", "default", "meaning"), row, strict=True)) for row in rows])
     else:
         output.table(["table", "key", "default", "meaning"], [list(row) for row in rows])
+
+
+def _as_toml(value: Any) -> str:
+    """A default as a recipe would say it; nothing, where leaving it out is the only way."""
+    return "" if value is None else json.dumps(value)
 
 
 def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:

@@ -35,6 +35,7 @@ from .perplexity import perplexity_figure
 _CHUNK = 64
 _SAMPLES = 24
 _CAPTION_TOKENS = 48
+_ENOUGH = 8  # captions after each other that can be held: shorter ones are taken to be, too
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def evaluate(
         raise ModalityError(
             f"{type(pipeline.generator).__name__} does not turn pictures into texts and texts into pictures."
         )
-    pairs, too_long = _held(pipeline.generator, pairs)
+    pairs, too_long = _held([pipeline.generator, *([vanilla] if vanilla is not None else [])], pairs)
     asked = [] if label is None else _episodes(pipeline, pairs, label, shots)
     compared = conditions(Grounding(pipeline, pairs, k), vanilla)
     tick = _ticker(progress, len(compared) * len(pairs) * (seeds + 1 + 2))
@@ -144,18 +145,23 @@ def evaluate(
     return Evaluation(figures, samples)
 
 
-def _held(generator: Generator, pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
-    """The pairs whose captions the generator can hold, and what is said of the others; longer ones are tried first."""
-    kept, told = list(pairs), list[str]()
+def _held(generators: Sequence[Generator], pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    """The pairs whose captions all generators can hold, and what is said of the others. Longer ones are tried first, until
+    some after each other can be held: how many tokens a caption has is not known here."""
+    kept, told, held = list(pairs), list[str](), 0
     for pair in sorted(pairs, key=lambda pair: len(pair.caption.encode("utf-8", "surrogatepass")), reverse=True):
         try:
-            generator.score([Request(prompt(pair, "text"))], [pair.document])
-            break
+            for generator in generators:
+                generator.score([Request(prompt(pair, "text"))], [pair.document])
+            held += 1
+            if held == _ENOUGH:
+                break
         except GenerationError as error:
             if len(kept) == 2:  # then it is not for the length of a caption
                 raise
             kept.remove(pair)
             told.append(f"{pair.document.id}: {error.message}")
+            held = 0
     return kept, told
 
 

@@ -1,8 +1,8 @@
 """SQLite's log (memory.db-wal), looked at for a flipped bit before SQLite reads it.
 
 Where a log does not match its checksums SQLite takes it to have ended, as after a power failure, and says nothing: a bit
-that has flipped would take back whatever was stored from there on. But a power failure takes whole sectors. Where one bit
-makes all the difference, it has flipped; chance alone makes that so in one of 10^14 frames that a power failure tore.
+that has flipped would take back whatever was stored from there on. But a power failure takes whole sectors: where one bit
+makes all the difference, it has flipped. (Unless what stood in a lost sector differed from what came there in that bit alone.)
 
 A log is a header and frames of one page each (https://sqlite.org/fileformat.html#walformat); the checksum of a frame goes
 on from that of the frame before it.
@@ -10,7 +10,6 @@ on from that of the frame before it.
 
 from __future__ import annotations
 
-import shlex
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -49,7 +48,9 @@ def check(log: Path, claim: Path) -> None:
         return
     raise MemoryCorrupt(
         f"A bit has flipped in the log {log}: what was stored last cannot be read.",
-        f"Restore the memory from a backup; or go on without it: truncate -s {sound} {shlex.quote(str(log))}",
+        # SQLite may have brought later pages into the database already, so that what is left need not fit together.
+        f"Restore the memory from a backup. Without one, copy it, cut the copy's log off behind {sound} bytes, and look at "
+        "what racm3 memory verify says of the copy.",
     )
 
 
@@ -111,7 +112,7 @@ def _weights(words: int) -> np.ndarray:
 def _added(words: np.ndarray) -> np.ndarray:
     """What words ([n, words]) add to a checksum: uint32 [n, 2]."""
     weights = _weights(words.shape[1])[2:]
-    return np.stack([(words * weights[:, sum]).sum(axis=1, dtype=np.uint32) for sum in (0, 1)], axis=1)
+    return np.stack([(words * weights[:, which]).sum(axis=1, dtype=np.uint32) for which in (0, 1)], axis=1)
 
 
 def _by_a_bit_of(words: np.ndarray, sums: Sums, stored: Sums) -> bool:

@@ -28,7 +28,7 @@ SMALL = 16_384  # up to so many rows of a segment the plain vectors are as quick
 ALIKE = 128  # more candidates of a query than this are too alike for bfloat16, and looked at more closely
 
 _HALF = 2.0**-11  # of a number is lost at most when it is rounded to float16
-_BFLOAT = 2.0**-9  # and when it is rounded to bfloat16
+_BFLOAT = 2.0**-8  # and when it is rounded to bfloat16
 _SUBNORMAL = 2.0**-25  # and so much of a very small one
 _LEAST = float(np.finfo(np.float32).min)  # above the score of what may not be found
 
@@ -184,7 +184,11 @@ def _products(segments: Sequence[Segment], asked: torch.Tensor) -> Iterator[tupl
             block = vectors[first : first + BLOCK]
             for row in range(0, len(block), WIDENED):
                 rows = block[row : row + WIDENED]
-                scores[row : row + len(rows)] = torch.mm(widened[: len(rows)].copy_(rows), asked)
+                into = scores[row : row + len(rows)]
+                if asked.dtype == scores.dtype:
+                    torch.mm(widened[: len(rows)].copy_(rows), asked, out=into)
+                else:
+                    into.copy_(torch.mm(widened[: len(rows)].copy_(rows), asked))
             whole = -(-len(block) // GROUP) * GROUP
             scores[len(block) : whole] = -torch.inf
             yield start + first, scores[:whole]

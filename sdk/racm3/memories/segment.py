@@ -159,9 +159,8 @@ def mapped(path: Path, rows: int, dim: int, width: int, sha256: str) -> Segment:
     data = np.memmap(path, dtype=np.uint8, mode="c")
     halves = data[8 * rows : rows * (8 + 2 * dim)].view("<f2")
     vectors, names = _records(data[rows * (8 + 2 * dim) :], dim, width)
-    seqs = np.fromfile(
-        path, dtype="<i8", count=rows
-    )  # all are looked at, and what is looked at would be mapped besides
+    # Read, and not mapped: all of them are looked at now, and would be in memory twice.
+    seqs = np.fromfile(path, dtype="<i8", count=rows)
     if len(seqs) != rows or seqs[0] < 1 or not (seqs[1:] > seqs[:-1]).all():
         raise ValueError("its numbers do not ascend")
     return Segment(

@@ -81,6 +81,8 @@ def read_lines(folder: Path) -> list[dict[str, Any]]:
 
 def take_back(folder: Path, step: int, *, finished: bool) -> None:
     """Forget what the log says of steps that are taken again after `step`, or, of a finished run, measured again."""
+    if not (folder / "log.jsonl").is_file():
+        return
     kept = [line for line in read_lines(folder) if line["step"] <= step and not (finished and _is_measured(line, step))]
     new = folder / "log.jsonl.new"
     new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -88,6 +90,7 @@ def take_back(folder: Path, step: int, *, finished: bool) -> None:
 
 
 def _is_measured(line: dict[str, Any], step: int) -> bool:
+    """Whether it has held-out figures, and not what steps have taken."""
     return line["step"] == step and "seconds_per_step" not in line
 
 

@@ -36,7 +36,7 @@ class BestWeights:
 
         if self.path.is_file():
             with safe_open(self.path, "pt") as file:
-                if float(file.metadata()["figure"]) <= figures[self.figure]:
+                if not figures[self.figure] < float(file.metadata()["figure"]):
                     return
         weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
         unfinished = self.path.with_suffix(".new")

@@ -16,7 +16,7 @@ from ..document import Document, Image
 # channels. White, grey and black stay what they are; every other hue moves.
 CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
 VARIANTS = 4 * len(CHANNEL_ORDERS)
-READ = 1024  # pictures that are read at a time
+BLOCK = 1024  # pictures that are read at a time
 
 
 class PixelRows:
@@ -113,8 +113,8 @@ class Corpus:
         if not self.digest:
             named = json.dumps([self.data.ids, self.data.texts, self.held_out.tolist()])
             digest = hashlib.sha256(named.encode())
-            for start in range(0, len(self.data), READ):
-                digest.update(np.ascontiguousarray(self.data.pixels[start : start + READ]).data)
+            for start in range(0, len(self.data), BLOCK):
+                digest.update(np.ascontiguousarray(self.data.pixels[start : start + BLOCK]).data)
             object.__setattr__(self, "digest", digest.hexdigest())
 
     @property

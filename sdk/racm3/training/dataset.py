@@ -146,8 +146,9 @@ def _read_into(new: Path, settings: DataSettings, recorded: dict[str, Any], prog
 
 def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
     if len(document.images) != 1 or not document.text:
-        has = f"{len(document.images)} of the one and {'a' if document.text else 'none'} of the other"
-        raise InvalidDocument(f"A picture and a text are needed; it has {has}.")
+        pictures = {0: "no picture", 1: "a picture"}.get(len(document.images), "several pictures")
+        text = "a text" if document.text else "no text"
+        raise InvalidDocument(f"A picture with a text is needed; it has {pictures} and {text}.")
     metadata = document.metadata
     keywords = metadata.get("keywords")
     entry = {

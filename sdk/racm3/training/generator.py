@@ -124,9 +124,10 @@ class GeneratorStage(Stage):
     ) -> None:
         if max(objective.k) > 0 and objective.context == "retrieved" and data.neighbours is None:
             raise ConfigError("Training with k > 0 needs neighbours.", "Prepare them, or set k = [0].")
-        if (max(objective.k) + 1) * model.document_stride > model.max_positions:
+        slots = -(-(model.image_offset + data.images.shape[-1] + 2) // model.document_stride)  # of a document
+        if (positions := slots * model.document_stride) * (max(objective.k) + 1) > model.max_positions:
             raise ConfigError(
-                f"{max(objective.k)} documents and one more, {model.document_stride} positions each, do not fit into "
+                f"{max(objective.k)} documents and one more, {positions} positions each, do not fit into "
                 f"[model] max_positions = {model.max_positions}.",
                 "Raise it, or lower [objective] k or [model] document_stride.",
             )

@@ -30,6 +30,7 @@ from .prepared_array import prepared_array
 
 QueryForm = Literal["text", "image"]
 BLOCK = 1024  # part of what makes the random draws: another value gives other neighbours
+MOST = 16  # times as many candidates as there are at first: in some worlds all documents are alike
 NEIGHBOUR = np.dtype([("row", np.int32), ("score", np.float32)])
 
 
@@ -194,7 +195,7 @@ class _Preparation:
         keep, wanted = self.settings.keep, self.settings.candidates
         chosen: list[list[Hit]] = [[] for _ in asking]
         waiting = np.arange(len(asking))
-        while len(waiting):
+        while len(waiting) and wanted <= MOST * self.settings.candidates:
             short = []
             found = self.search.candidates(asking[waiting], asked[waiting], wanted, everything=everything)
             for place, candidates in zip(waiting.tolist(), found, strict=True):

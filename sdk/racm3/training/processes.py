@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, MemoryLocked
+from ..errors import ConfigError, MemoryLocked, MemoryStoreError
 from ..memories.claim import Claim
 
 
@@ -19,18 +19,29 @@ def on_cpu(device: str) -> bool:
     one, and all of them train the same."""
     import torch
 
-    return device == "cpu" or (int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.accelerator.is_available())
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return device == "cpu" or (several and (found is None or found.type == "mps"))  # for which it has no backend either
 
 
-def claim_folder(folder: Path) -> Claim:
-    """The right to train in a folder, until it is released or gone; `ConfigError` while another process has it."""
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """The right to train in a folder, which is made; `ConfigError` while another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
     try:
-        return Claim(folder / ".lock", str(folder))
+        claim = Claim(folder / ".lock", str(folder))
     except MemoryLocked as error:
         raise ConfigError(
             f"{f'Process {error.owner}' if error.owner else 'Another process'} is training in {folder}.",
             "Wait until it has ended, or give another --name.",
         ) from error
+    except MemoryStoreError:  # a file system without locks
+        yield
+        return
+    try:
+        yield
+    finally:
+        claim.release()
 
 
 @contextmanager

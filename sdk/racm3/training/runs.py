@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .documents import PreparedDocuments
+    from .generator import ObjectiveSettings
 
 # Held-out figures are taken on no more than so many documents, spread evenly over those that there are.
 HELD_OUT = 1000
@@ -81,15 +83,18 @@ def train_stage(
 
     kind: image-tokenizer, retriever or generator. name: its sub-folder of the run, by default the kind.
     """
-    from .processes import main_process_first
+    from .processes import claimed, main_process_first
 
     check_tables(kind, recipe)
     folder = run.folder / (name or kind)
-    with main_process_first(recipe) as is_main:
-        check_same_recipe(folder, kind, recipe)
-        if is_main:
-            record(folder, kind, recipe)
-    return _STAGES[kind](run, folder, recipe, corpus, progress)
+    with ExitStack() as held:
+        with main_process_first(recipe) as is_main:
+            if is_main:
+                held.enter_context(claimed(folder))
+            check_same_recipe(folder, kind, recipe)
+            if is_main:
+                record(folder, kind, recipe)
+        return _STAGES[kind](run, folder, recipe, corpus, progress)
 
 
 def read_stage_recipe(path: Path) -> dict[str, Any]:
@@ -103,56 +108,77 @@ def read_stage_recipe(path: Path) -> dict[str, Any]:
     for table, key in places:
         if isinstance(value := recipe.get(table, {}).get(key), str):
             # One folder has one name, however it is spelt: another one would be another recipe.
-            recipe[table][key] = os.path.normpath(here / Path(value).expanduser())
+            recipe[table][key] = str((here / Path(value).expanduser()).resolve())
     return recipe
 
 
 def settings_of(kind: str) -> dict[str, type[BaseModel]]:
     """What the tables of a recipe for a kind of stage hold, but for `[retriever]`, which is as in a pipeline file."""
-    from ..generators.cm3.masking import MaskingSettings
-    from .generator import GeneratorModelSettings, ObjectiveSettings
-    from .image_tokenizer import ImageTokenizerSettings
-    from .neighbours import NeighbourSettings
-    from .retriever import RetrieverSettings
     from .trainer import TrainerSettings
 
-    models: dict[str, type[BaseModel]] = {
-        "image-tokenizer": ImageTokenizerSettings, "retriever": RetrieverSettings, "generator": GeneratorModelSettings,
+    if kind == "image-tokenizer":
+        from .image_tokenizer import ImageTokenizerSettings
+
+        return {"data": DataSettings, "model": ImageTokenizerSettings, "trainer": TrainerSettings}
+    if kind == "retriever":
+        from .retriever import RetrieverSettings
+
+        return {"data": DataSettings, "model": RetrieverSettings, "trainer": TrainerSettings}
+    from ..generators.cm3.masking import MaskingSettings
+    from .generator import GeneratorModelSettings, ObjectiveSettings
+    from .neighbours import NeighbourSettings
+
+    return {
+        "data": DataSettings, "tokenizer": TextSettings, "neighbours": NeighbourSettings,
+        "model": GeneratorModelSettings, "masking": MaskingSettings, "objective": ObjectiveSettings,
+        "trainer": TrainerSettings,
     }  # fmt: skip
-    every: dict[str, type[BaseModel]] = {
-        "data": DataSettings, "tokenizer": TextSettings, "neighbours": NeighbourSettings, "model": models[kind],
-        "masking": MaskingSettings, "objective": ObjectiveSettings, "trainer": TrainerSettings,
-    }  # fmt: skip
-    return {table: every[table] for table in TABLES[kind] if table in every}
 
 
 def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
-    """`ConfigError` for anything in a recipe that can be seen to be wrong before a document is read."""
-    from .generator import generator_settings
-
-    check_tables(kind, recipe)
+    """`ConfigError` for what can be seen to be wrong in a recipe before a document is read."""
     try:
+        check_tables(kind, recipe)
+        if kind == "generator":
+            _check_generator(recipe)
         for table, settings in settings_of(kind).items():
-            if (kind, table) == ("generator", "trainer"):
-                model, _ = generator_settings(recipe)
-                _ = model.shape
-                if model.start is not None and not model.start.is_dir():
-                    raise ConfigError(
-                        f"[model] start: there is no folder {model.start}.", "Give that of a trained model."
-                    )
-            else:
+            if (kind, table) != ("generator", "trainer"):  # whose learning rate may be that of the model's size
                 read_table(settings, recipe, table)
         data = read_table(DataSettings, recipe, "data")
         if kind == "image-tokenizer" and ":" not in data.source:
             _check_size(recipe, data.size)
     except ConfigError as error:
-        for other in TABLES:
-            own = {"image-tokenizer": "channels", "retriever": "architecture", "generator": "document_stride"}[other]
+        for other, own in (
+            ("image-tokenizer", "channels"),
+            ("retriever", "architecture"),
+            ("generator", "document_stride"),
+        ):
             if other != kind and own in recipe.get("model", {}):
                 raise ConfigError(
                     f"This is a recipe for {other}: [model] has {own}.", f"racm3 train {other} ..."
                 ) from error
         raise
+
+
+def _check_generator(recipe: Mapping[str, Any]) -> None:
+    from .generator import ObjectiveSettings, generator_settings
+
+    model, _ = generator_settings(recipe)
+    _ = model.shape
+    if model.start is not None and not model.start.is_dir():
+        raise ConfigError(f"[model] start: there is no folder {model.start}.", "Give that of a trained model.")
+    _check_kept(recipe, read_table(ObjectiveSettings, recipe, "objective"))
+
+
+def _check_kept(recipe: Mapping[str, Any], objective: ObjectiveSettings) -> None:
+    from .neighbours import NeighbourSettings
+
+    keep = read_table(NeighbourSettings, recipe, "neighbours").keep
+    if max(objective.k) > keep and objective.context == "retrieved":
+        raise ConfigError(
+            f"[objective] k has {max(objective.k)}, but of neighbours only {keep} are kept.",
+            f"Set [neighbours] keep = {max(objective.k)}.",
+        )
 
 
 def check_tables(kind: str, recipe: Mapping[str, Any]) -> None:
@@ -192,9 +218,14 @@ def recorded(folder: Path) -> tuple[str, dict[str, Any]]:
     return found["stage"], found["recipe"]
 
 
+def _is_begun(folder: Path) -> bool:
+    """Whether there is a state to go on from; one that was being replaced is called otherwise."""
+    return (folder / "state").is_dir() or (folder / "state.old").is_dir()
+
+
 def check_same_recipe(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
     """`ConfigError` if a run in this folder was started with another recipe: it would be neither one nor the other."""
-    if not (folder / "state").is_dir() or not (folder / "stage.json").is_file():
+    if not _is_begun(folder) or not (folder / "stage.json").is_file():
         return
     kind_before, before = recorded(folder)
     plain = json.loads(json.dumps(dict(recipe), default=str))
@@ -253,12 +284,12 @@ def _generator(
     from .processes import main_process_first
 
     made = generator_inputs(run, recipe, corpus, progress=progress)
-    with main_process_first(recipe):
-        _bind(folder, made)
+    with main_process_first(recipe) as is_main:
+        _bind(folder, made, record=is_main)
     return train_generator(recipe, made.documents, made.text_tokenizer, made.image_tokenizer, folder, progress=progress)
 
 
-def _bind(folder: Path, made: GeneratorInputs) -> None:
+def _bind(folder: Path, made: GeneratorInputs, *, record: bool) -> None:
     """A generator that is begun knows the tokens that it has learnt; `CheckpointError` if they are others by now."""
     codebook = np.ascontiguousarray(made.image_tokenizer.codebook.float().cpu().numpy())
     tokens = {
@@ -266,14 +297,17 @@ def _bind(folder: Path, made: GeneratorInputs) -> None:
         "text tokens": hashlib.sha256(made.text_tokenizer.to_str().encode()).hexdigest(),
     }
     path = folder / "tokens.json"
-    if (folder / "state").is_dir() and path.is_file():
+    if _is_begun(folder) and path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
         if changed := [name for name, value in tokens.items() if before.get(name) != value]:
             raise CheckpointError(
                 f"The generator in {folder} has learnt other {' and '.join(changed)} than the run has now.",
                 "Put the tokenizers back that it was begun with, or begin anew with another --name.",
             )
-    path.write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
+    if record:
+        new = folder / "tokens.json.new"
+        new.write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
+        os.replace(new, path)
 
 
 @dataclass(frozen=True)
@@ -345,11 +379,7 @@ def _prepared(
     if max(objective.k) == 0 or objective.context == "random":
         return prepared
     settings = read_table(NeighbourSettings, recipe, "neighbours")
-    if max(objective.k) > settings.keep:
-        raise ConfigError(
-            f"[objective] k has {max(objective.k)}, but of neighbours only {settings.keep} are kept.",
-            f"Set [neighbours] keep = {max(objective.k)}.",
-        )
+    _check_kept(recipe, objective)
     found = prepare_neighbours(
         DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
         settings.make_sampler(), settings, folder=run.prepared, name=neighbours, digest=corpus.digest,

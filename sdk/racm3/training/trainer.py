@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..errors import ConfigError
 from .account import Account, take_back, write_line
 from .best import BestWeights, check_figure
-from .processes import claim_folder, on_cpu
+from .processes import on_cpu
 from .sharding import shard, whole
 from .state import RunState
 
@@ -55,7 +55,7 @@ class TrainerSettings(BaseModel):
     )
     betas: tuple[Share, Share] = (0.9, 0.98)
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
-    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; none: no clipping")
+    clip: float | None = Field(1.0, gt=0, description="largest gradient norm; inf: no clipping")
     accumulation: int = Field(1, ge=1, description="micro-batches per step, shared out over the processes")
     sharding: Literal["none", "full"] = Field(
         "none", description="over several processes; full: weights and optimiser are shared out too (FSDP2)"
@@ -139,7 +139,6 @@ def train(
     AcceleratorState._reset_state(reset_partial_state=alone)
     accelerator = Accelerator(mixed_precision=mixed, cpu=on_cpu(settings.device))
     processes, rank = accelerator.num_processes, accelerator.process_index
-    claim = None if rank else claim_folder(folder)
     if settings.accumulation % processes:
         raise ConfigError(
             f"{processes} processes cannot share out {settings.accumulation} micro-batches evenly.",
@@ -165,10 +164,10 @@ def train(
         check_figure(settings.keep_best, _evaluate(stage, inner, average, sharded))
     if best is not None and not step:
         best.path.unlink(missing_ok=True)  # of another run
+    if not rank:
+        take_back(folder, step, finished=step == settings.steps)
     if step:
         logger.info("resumed at step %d from %s", step, folder)
-        if not rank:
-            take_back(folder, step, finished=step == settings.steps)
 
     loss_of: Any = stage.loss
     if settings.compile:
@@ -216,7 +215,7 @@ def train(
             if not math.isfinite(figures_of_log.get("loss", 0.0)):
                 raise ConfigError(
                     f"Training has diverged: at step {step} the loss is {figures_of_log['loss']}.",
-                    f"Lower [trainer] learning_rate, or raise warmup, and begin anew; what {folder / 'state'} holds was sound.",
+                    "Lower [trainer] learning_rate, or raise warmup, and begin anew with another --run or --name.",
                 )
             if rank == 0:
                 write_line(folder, step=step, **figures_of_log)
@@ -244,18 +243,19 @@ def train(
         write_line(folder, step=step, **held_out)
         _export(stage, final.eval(), folder / "model")
     accelerator.wait_for_everyone()
-    if claim is not None:
-        claim.release()
     return held_out
 
 
 def _export(stage: Stage, model: torch.nn.Module, folder: Path) -> None:
     """Whoever finds the folder finds all of the model in it."""
-    new = folder.with_name(folder.name + ".new")
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     shutil.rmtree(new, ignore_errors=True)
     stage.export(model, new)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _synchronised(accelerator: Any, model: Any, sharded: bool, *, last: bool) -> Any:
