@@ -654,3 +654,18 @@ def test_evaluate_writes_a_report(photos: Path, memory: Path, run):
     assert all(Path(file).is_file() for file in figures["files"])
     code, out, err = run("evaluate", photos, *options)
     assert code == 0 and out.startswith("# Evaluation on 3 pairs of 3 entities") and "index.html" in out
+
+
+@pytest.mark.parametrize("stage", ["image-tokenizer", "retriever", "generator"])
+def test_every_key_of_a_recipe_is_explained(run, stage):
+    code, shown, _ = run("train", "keys", stage, "--json")
+    keys = json.loads(shown)
+    assert code == 0 and {"[data]", "[model]", "[trainer]"} <= {key["table"] for key in keys}
+    assert [key["key"] for key in keys if not key["meaning"]] == []
+    rate = next(key for key in keys if key["key"] == "learning_rate")
+    assert rate["default"] == ("that of its size" if stage == "generator" else "needed")
+
+
+def test_keys_of_no_stage_are_told(run):
+    code, _, said = run("train", "keys", "generatr")
+    assert code == 1 and "Did you mean 'generator'?" in said

@@ -78,7 +78,7 @@ def keys(
     stage: Annotated[str, typer.Argument(help="image-tokenizer, retriever or generator.")] = "generator",
     as_json: JsonOption = False,
 ) -> None:
-    """Every key of a stage's recipe, with what it is when it is left out."""
+    """Every key of a stage's recipe, with what it is when it is left out. [retriever] is as in a pipeline file."""
     from ..training.runs import check_tables, settings_of
 
     check_tables(stage, {})
@@ -86,7 +86,7 @@ def keys(
         (
             f"[{table}]",
             name,
-            "needed" if field.is_required() else _as_toml(field.get_default()),
+            _default(stage, name, field),
             field.description or "",
         )
         for table, settings in settings_of(stage).items()
@@ -98,9 +98,11 @@ def keys(
         output.table(["table", "key", "default", "meaning"], [list(row) for row in rows])
 
 
-def _as_toml(value: Any) -> str:
-    """A default as a recipe would say it; nothing, where leaving it out is the only way."""
-    return "" if value is None else json.dumps(value)
+def _default(stage: str, name: str, field: Any) -> str:
+    """As a recipe would say it; nothing, where leaving it out is the only way to say so."""
+    if field.is_required():
+        return "that of its size" if (stage, name) == ("generator", "learning_rate") else "needed"
+    return "" if field.get_default() is None else json.dumps(field.get_default())
 
 
 def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:

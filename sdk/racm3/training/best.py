@@ -19,7 +19,8 @@ def check_figure(name: str, figures: Mapping[str, float]) -> None:
     if name not in figures:
         there = f"There are: {', '.join(figures)}." if figures else "There are none, as nothing is held out."
         raise ConfigError(
-            f"No held-out figure named '{name}' to keep the best weights by. {there}", "[trainer] keep_best"
+            f"No held-out figure named '{name}' to keep the best weights by. {there}",
+            "Set [trainer] keep_best to one that there is, or leave it out.",
         )
 
 

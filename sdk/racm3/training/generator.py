@@ -35,8 +35,8 @@ class GeneratorModelSettings(BaseModel):
 
     size: str = Field("tiny", description="tiny, small, 125m, 350m, 760m, 2.7b or 7b")
     layers: int | None = Field(None, ge=1, description="in place of the size's own; width and heads alike")
-    width: int | None = Field(None, ge=2)
-    heads: int | None = Field(None, ge=1)
+    width: int | None = Field(None, ge=2, description="the same")
+    heads: int | None = Field(None, ge=1, description="the same")
     start: Path | None = Field(
         None, description="a trained model, such as run/vanilla/model, whose weights are trained further"
     )
@@ -51,7 +51,7 @@ class GeneratorModelSettings(BaseModel):
     codebook_embeddings: bool = Field(
         True, description="start the image embeddings from the image tokenizer's codebook"
     )
-    weight_format: WeightFormat = "bfloat16"
+    weight_format: WeightFormat = Field("bfloat16", description="of the exported model: float32, float16 or bfloat16")
 
     @property
     def shape(self) -> Size:

@@ -35,7 +35,7 @@ class ImageTokenizerSettings(BaseModel):
     norm_groups: int = Field(8, ge=1, description="groups of channels that are normalised together")
     codes: int = Field(1024, ge=2, le=2**16, description="size of the codebook")
     code_width: int = Field(16, ge=1, description="numbers of a code")
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="pictures in a micro-batch")
     commitment: float = Field(0.25, ge=0, description="weight of the pull of latents towards their codes")
     free_steps: int = Field(200, ge=0, description="first steps without quantisation")
     decay: float = Field(0.98, ge=0, lt=1, description="of the codebook's moving average")
@@ -43,7 +43,7 @@ class ImageTokenizerSettings(BaseModel):
         0.03, ge=0, description="usage, as a share of the uniform one, under which a code restarts"
     )
     recolour: float = Field(0.5, ge=0, le=1, description="share of pictures in a variant (mirrored, hue moved)")
-    weight_format: WeightFormat = "float16"
+    weight_format: WeightFormat = Field("float16", description="of the exported model: float32, float16 or bfloat16")
 
     @model_validator(mode="after")
     def _fit(self) -> ImageTokenizerSettings:

@@ -52,7 +52,7 @@ class NeighbourSettings(BaseModel):
         "diverse", description="diverse: passes over what is redundant; topk: the plain baseline, worse in the paper"
     )
     threshold: float = Field(0.9, gt=0, le=1, description="of the sampler diverse: closer than this is redundant")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="of the dropout")
 
     def make_sampler(self) -> Sampler:
         """The sampler that these settings name."""

@@ -51,7 +51,7 @@ class RetrieverSettings(BaseModel):
     document: float = Field(
         0.0, ge=0, description="weight of drawings, and of texts, against the other view's pooled vector"
     )
-    weight_format: WeightFormat = "float16"
+    weight_format: WeightFormat = Field("float16", description="of the exported model: float32, float16 or bfloat16")
 
 
 class RetrieverStage(Stage):

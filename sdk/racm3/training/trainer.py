@@ -45,30 +45,34 @@ class TrainerSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     steps: int = Field(gt=0, description="optimiser steps")
-    learning_rate: float = Field(gt=0, allow_inf_nan=False)
+    learning_rate: float = Field(
+        gt=0, allow_inf_nan=False, description="the highest; of a generator, when it is left out, that of its size"
+    )
     warmup: int = Field(0, ge=0, description="steps of linear warm-up")
-    schedule: Literal["linear", "cosine", "constant"] = "cosine"
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "cosine", description="linear, cosine or constant: how the learning rate falls"
+    )
     final_rate: float = Field(0.0, ge=0, le=1, description="share of the learning rate left at the last step")
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="adamw; or muon for the hidden matrices")
     muon_learning_rate: float = Field(
         0.02, gt=0, allow_inf_nan=False, description="learning rate of the hidden matrices under muon"
     )
-    betas: tuple[Share, Share] = (0.9, 0.98)
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False)
+    betas: tuple[Share, Share] = Field((0.9, 0.98), description="of AdamW: how long its two moments last")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="of matrices, not of vectors")
     clip: float | None = Field(1.0, gt=0, description="largest gradient norm; inf: no clipping")
     accumulation: int = Field(1, ge=1, description="micro-batches per step, shared out over the processes")
     sharding: Literal["none", "full"] = Field(
         "none", description="over several processes; full: weights and optimiser are shared out too (FSDP2)"
     )
-    precision: Literal["fp32", "bf16"] = "fp32"
-    device: Literal["auto", "cpu"] = "auto"
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="of products: fp32 or bf16; weights stay fp32")
+    device: Literal["auto", "cpu"] = Field("auto", description="auto: a GPU where there is one; or cpu")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is exported")
-    seed: int = Field(0, ge=0)
-    log_every: int = Field(20, ge=1)
+    seed: int = Field(0, ge=0, description="of the first weights, the batches and all that is drawn")
+    log_every: int = Field(20, ge=1, description="steps to a line of log.jsonl; there is one at each save besides")
     compile: bool = Field(False, description="torch.compile model and loss: faster where a C++ compiler is at hand")
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
     keep_best: str | None = Field(None, description="export the weights with the lowest held-out figure of this name")
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(200, ge=1, description="steps after which a run can be taken up again")
 
 
 class Stage(ABC):
