@@ -220,9 +220,9 @@ class Bench:
                 len(made["raw"]) < least or time.monotonic() - began < SECTION
             ):
                 self.warm(name)
-                first = len(made["raw"]) * SLOT
-                seconds = {"first": first, "n": n, "threshold": threshold, "seconds": 5.0, "together": together}
-                times = self.live[name]("beside_raw", **seconds)
+                turn = len(made["raw"])
+                asked = {"first": turn * SLOT, "n": n, "together": together}
+                times = self.live[name]("beside_raw", **asked, threshold=threshold, raw_begins=turn % 2 == 1)
                 pairs = list(zip(times["racm3"], times["raw"], strict=True))
                 made["racm3"].append(median(times["racm3"]))
                 made["raw"].append(median(times["raw"]))

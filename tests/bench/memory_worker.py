@@ -24,7 +24,7 @@ ASKED, HELD_OUT = 200, 50  # queries: those that are timed, and after them those
 ENOUGH = 0.99  # of recall
 TIE = 1e-6  # float32 cannot tell scores apart that are so near
 PATIENCE = 3.0  # seconds for the recall of one setting
-SETTLED = 0.01  # seconds after which the threads of a scan have gone to sleep
+SETTLED = 0.01  # seconds after which the threads of a search have gone to sleep
 
 
 class Worker:
@@ -120,10 +120,9 @@ class Worker:
         assert isinstance(self._store, Racm3)
         self._raw = Raw(self._store.folder / "memory", self._data.vectors[:held])
 
-    def beside_raw(
-        self, first: int, n: int, threshold: int | None, seconds: float, together: int = 1
-    ) -> dict[str, Any]:
-        """Ids and scores of `together` queries at a time, n times by racm3 and by raw faiss, taking turns in who begins.
+    def beside_raw(self, first: int, n: int, threshold: int | None, together: int, raw_begins: bool) -> dict[str, Any]:
+        """Ids and scores of `together` queries at a time, n times by racm3 and n times by raw faiss; not in turn, since the
+        threads of the one would still be waiting for more, and slow the other down.
 
         threshold: of faiss, the queries from which on it uses BLAS; None: as it comes.
         """
@@ -133,20 +132,13 @@ class Worker:
         usual = faiss.cvar.distance_compute_blas_threshold
         if threshold is not None:
             faiss.cvar.distance_compute_blas_threshold = threshold
-        times: dict[str, list[float]] = {"racm3": [], "raw": []}
+        asked = [self._queries[(first + query + np.arange(together)) % ASKED] for query in range(n)]
+        searches: list[tuple[str, Callable[[np.ndarray], Any]]] = [("racm3", self._scored), ("raw", self._raw.search)]
+        times = {}
         try:
-            for query in range(n):
-                asked = self._queries[(first + query + np.arange(together)) % ASKED]
-                calls: list[tuple[str, Callable[[], Any]]] = [
-                    ("racm3", lambda asked=asked: self._scored(asked)),  # type: ignore[misc]
-                    ("raw", lambda asked=asked: self._raw.search(asked)),  # type: ignore[misc, union-attr]
-                ]
-                for name, call in calls if query % 2 else calls[::-1]:
-                    if self._raw.scans:  # by threads, which wait for more in a loop, and slow the other down
-                        time.sleep(SETTLED)
-                    times[name].append(self._timed(call)[0])
-                if sum(map(sum, times.values())) > seconds * 1000:
-                    break
+            for name, search in searches[:: -1 if raw_begins else 1]:
+                time.sleep(SETTLED)
+                times[name] = [self._timed(lambda one=one, search=search: search(one))[0] for one in asked]  # type: ignore[misc]
         finally:
             faiss.cvar.distance_compute_blas_threshold = usual
         return times
@@ -210,7 +202,6 @@ class Raw:
 
         made = json.loads((memory / "index.json").read_text(encoding="utf-8"))["index"]
         self.parameters: Any = None
-        self.scans = made is None
         if made is None:
             self.index: Any = faiss.IndexFlatIP(vectors.shape[1])
             for start in range(0, len(vectors), 50_000):

@@ -240,11 +240,14 @@ def _parameters(made: Plan) -> list[Row]:
 
 def _fine_tuning(made: Plan) -> list[Row]:
     ours, vanilla = _ours(made), _vanilla(made)
-    steps = max(1, round(FINE_TUNING * made.recipe["trainer"]["steps"]))
-    shorter = {"trainer": with_steps(made.recipe, steps)["trainer"]}
-    tuned = made.model("fine-tuned", shorter, start=vanilla)
+    before = made.recipe["trainer"]["steps"]
+    steps = max(1, round(FINE_TUNING * before))
+    tuned = made.model("fine-tuned", {"trainer": with_steps(made.recipe, steps)["trainer"]}, start=vanilla)
+    # With as many steps in all as the one that is trained further.
+    longer = made.model("longer", {"trainer": with_steps(made.recipe, before + steps)["trainer"]})
     return [
         Row("fine-tuning", "trained with documents", ours, made.own, reference=True),
+        Row("fine-tuning", f"trained with documents, {before + steps} steps", longer, made.own),
         Row("fine-tuning", "vanilla", vanilla, Condition(0)),
         Row("fine-tuning", f"vanilla, then {steps} steps with documents", tuned, made.own),
         Row("fine-tuning", "vanilla, shown documents all the same", vanilla, made.own),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from functools import partial
+from typing import TYPE_CHECKING
 
 from ..document import Document
 from ..errors import MemoryStoreError
@@ -12,6 +12,9 @@ from .journal import Journal
 from .names import ids_of
 from .rows import Stored
 from .segment import Records
+
+if TYPE_CHECKING:
+    import numpy as np
 
 AHEAD = 16  # documents read at once: who looks at one will look at those behind it, too
 
@@ -27,14 +30,34 @@ def hits(
     order = list(range(len(ids)))
     if scores is not None:
         order = [place for _, _, place in sorted(zip([-score for score in scores], ids, order, strict=True))[:k]]
-    answer = _Answer(journal, [(seqs[place], ids[place]) for place in order])
+    answer, vectors = _Answer(journal, [(seqs[place], ids[place]) for place in order]), records.vectors
     return [
-        Hit(
-            id=ids[place], score=None if scores is None else scores[place], vector=records.vectors[place],
-            hashes=partial(answer.hashes, rank), load=partial(answer.document, rank),
-        )
+        _AnswerHit(ids[place], None if scores is None else scores[place], vectors[place], answer, rank)
         for rank, place in enumerate(order)
-    ]  # fmt: skip
+    ]
+
+
+class _AnswerHit(Hit):
+    """A hit of an answer, made without another look at what it is made of: every search makes some."""
+
+    __slots__ = ("_answer", "_rank")
+
+    def __init__(self, id: str, score: float | None, vector: np.ndarray, answer: _Answer, rank: int) -> None:
+        self.id, self.score, self.vector = id, score, vector
+        self._answer, self._rank = answer, rank
+        self._document = self._hashes = None
+
+    @property
+    def hashes(self) -> frozenset[str]:
+        if self._hashes is None:
+            self._hashes = frozenset(self._answer.hashes(self._rank))
+        return self._hashes
+
+    @property
+    def document(self) -> Document:
+        if self._document is None:
+            self._document = self._answer.document(self._rank)
+        return self._document
 
 
 class _Answer:

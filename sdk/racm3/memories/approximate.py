@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +51,7 @@ MOST = 1024  # cells that are scanned, or candidates that a search of the graph 
 WIDTH = 128  # candidates of compressed vectors, at least
 OVERFETCH = 10  # how many times more than wanted is scored again
 LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
+ALONE = 8192  # documents that a query looks at: up to so many it takes one thread less time than to wake another
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
 _REASON = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", re.DOTALL)  # what FAISS says before it
@@ -243,6 +244,8 @@ class ApproximateIndex(VectorIndex):
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         indexed = self.faiss.ntotal
         search = self.faiss.search if self.file is None else self.file.search
+        if self.kind in CELLS and len(queries) == 1 and self.effort * indexed <= ALONE * self.faiss.nlist:
+            search = partial(_by_one_thread, search)
         found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
@@ -283,6 +286,18 @@ class ApproximateIndex(VectorIndex):
         if wanted is None:
             return _usual(self.kind, effort)
         return _parameters(self.kind, effort, faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little")))  # type: ignore[call-arg, arg-type]
+
+
+def _by_one_thread(search: Callable[..., Any], *given: Any, **options: Any) -> Any:
+    """A search of FAISS that wakes no other thread. Those who call have a setting each."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        return search(*given, **options)
+    finally:
+        faiss.omp_set_num_threads(threads)
 
 
 def _parameters(kind: str, effort: int, only: faiss.IDSelector | None = None) -> Any:
