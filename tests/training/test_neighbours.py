@@ -35,11 +35,14 @@ def world():
     return documents, groups, np.setdiff1d(np.arange(24), held_out), held_out
 
 
-def prepare(sampler=None, progress=None, **settings):
+def topk(**settings):
+    return NeighbourSettings(**{"keep": 3, "candidates": 8, "sampler": "topk", **settings})
+
+
+def prepare(progress=None, **settings):
     documents, groups, training, held_out = world()
-    made = NeighbourSettings(**{"keep": 3, "candidates": 8, **settings})
     return prepare_neighbours(
-        documents, groups, training, held_out, HashingRetriever(), sampler or TopKSampler(), made, progress=progress
+        documents, groups, training, held_out, HashingRetriever(), topk(**settings), progress=progress
     )
 
 
@@ -78,9 +81,7 @@ def test_held_out_documents_find_all(neighbours):
     documents, groups, training, held_out = world()
     documents[11] = Document(documents[5].parts[:1] + documents[11].parts[1:], id="a namesake")
     groups[11] = "whale-5"
-    found = prepare_neighbours(
-        documents, groups, training, held_out, HashingRetriever(), TopKSampler(), NeighbourSettings(keep=3)
-    )
+    found = prepare_neighbours(documents, groups, training, held_out, HashingRetriever(), topk(candidates=64))
     assert 11 in found.rows[5] and 5 in found.rows[11]
     assert np.isin(found.rows[held_out], training).any()
 
@@ -133,10 +134,10 @@ def test_the_query_is_one_modality(monkeypatch):
 
 def test_the_sampler_chooses_and_gaps_are_marked():
     """A strict sampler leaves fewer than wanted; what is missing is -1, at the end."""
-    rows = prepare(sampler=DiverseSampler(threshold=0.3), keep=6).rows
+    rows = prepare(sampler="diverse", threshold=0.3, keep=6).rows
     assert (rows == -1).any()
     assert (np.diff((rows == -1).astype(int), axis=-1) >= 0).all()
-    one = prepare(sampler=DiverseSampler(threshold=0.3), keep=1).rows
+    one = prepare(sampler="diverse", threshold=0.3, keep=1).rows
     assert (one[..., 0] == rows[..., 0]).all()
 
 
@@ -152,8 +153,7 @@ def test_a_crowd_of_duplicates_does_not_use_up_the_candidates():
     documents += [Document([f"kite {number}", Image(np.full((8, 8, 3), 90 + number, np.uint8))]) for number in range(3)]
     rows = np.arange(len(documents))
     found = prepare_neighbours(
-        documents, [str(row) for row in rows], rows, rows[:0], HashingRetriever(), TopKSampler(),
-        NeighbourSettings(keep=3, candidates=4, draws=1),
+        documents, [str(row) for row in rows], rows, rows[:0], HashingRetriever(), topk(candidates=4, draws=1),
     )  # fmt: skip
     assert set(found.rows[0].ravel().tolist()) == {60, 61, 62}
 
@@ -185,8 +185,7 @@ def test_a_killed_preparation_goes_on_and_gives_the_same(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
 
         return prepare_neighbours(
-            documents, groups, training, held_out, Counting(), TopKSampler(), NeighbourSettings(keep=3, candidates=8),
-            folder=tmp_path, digest="one", progress=progress,
+            documents, groups, training, held_out, Counting(), topk(), folder=tmp_path, digest="one", progress=progress,
         )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
@@ -194,6 +193,81 @@ def test_a_killed_preparation_goes_on_and_gives_the_same(tmp_path, monkeypatch):
     found = run()
     assert (found.rows == whole.rows).all() and (found.scores == whole.scores).all()
     assert isinstance(found.rows, np.memmap) and len(encoded) == len(documents)
+
+
+def candidates_in(folder):
+    (path,) = folder.glob("candidates-*.npy")
+    return np.load(path, allow_pickle=False)
+
+
+def test_all_candidates_are_kept_with_their_scores(tmp_path):
+    documents, groups, training, held_out = world()
+    settings = NeighbourSettings(keep=3, candidates=24, draws=2, dropout=0.0, threshold=0.3)
+    retriever = HashingRetriever()
+    prepare_neighbours(documents, groups, training, held_out, retriever, settings, folder=tmp_path)
+    kept, vectors = candidates_in(tmp_path), retriever.encode_document(documents)
+    assert kept.shape == (24, 2, 2, 24)
+    for row, form in ((7, 0), (7, 1), (11, 0), (1, 1)):
+        (query,) = retriever.encode_query([Document([documents[row].parts[form]])])
+        for found in kept[row, form]:
+            found = found[found["row"] >= 0]
+            visible = training if row in training else np.arange(24)
+            assert set(found["row"].tolist()) == {
+                other for other in visible
+                if groups[other] != groups[row] and documents[other].content_hash != documents[row].content_hash
+            }  # fmt: skip
+            assert found["score"] == pytest.approx(vectors[found["row"]] @ query, abs=1e-5)
+            assert (np.diff(found["score"]) <= 0).all()
+
+
+def test_another_sampler_asks_for_nothing_anew(tmp_path, monkeypatch):
+    documents, groups, training, held_out = world()
+
+    def made(name, **settings):
+        asked = NeighbourSettings(keep=3, candidates=22, **settings)
+        return prepare_neighbours(
+            documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path, name=name,
+        )  # fmt: skip
+
+    made("diverse", threshold=0.5)
+    apart = prepare(sampler="diverse", threshold=0.95, keep=3, candidates=22)
+
+    def encode(*_, **__):
+        raise AssertionError("asked for anew")
+
+    monkeypatch.setattr(HashingRetriever, "encode_query", encode)
+    monkeypatch.setattr(HashingRetriever, "encode_document", encode)
+    found = made("other", threshold=0.95)
+    assert (found.rows == apart.rows).all() and (found.scores == apart.scores).all()
+    with pytest.raises(AssertionError, match="asked for anew"):
+        made("dropout", dropout=0.5)
+
+
+def test_a_preparation_that_was_killed_among_candidates_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("racm3.training.neighbours.BLOCK", 5)
+    documents, groups, training, held_out = world()
+    whole = prepare()
+    asked = []
+
+    class Counting(HashingRetriever):
+        def encode_query(self, queries, **options):
+            asked.extend(queries)
+            return super().encode_query(queries, **options)
+
+    def run(progress=None):
+        return prepare_neighbours(
+            documents, groups, training, held_out, Counting(), topk(), folder=tmp_path, progress=progress,
+        )  # fmt: skip
+
+    def stop(done, total, what):
+        if what.startswith("candidates") and done == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(stop)
+    found = run()
+    assert (found.rows == whole.rows).all() and (found.scores == whole.scores).all()
+    assert len(asked) == 24 * 2 * 2
 
 
 def test_a_changed_retriever_is_refused_half_way(tmp_path, monkeypatch):
@@ -206,8 +280,7 @@ def test_a_changed_retriever_is_refused_half_way(tmp_path, monkeypatch):
 
     def run(retriever, progress=None):
         prepare_neighbours(
-            documents, groups, training, held_out, retriever, TopKSampler(), NeighbourSettings(keep=3),
-            folder=tmp_path, progress=progress,
+            documents, groups, training, held_out, retriever, topk(), folder=tmp_path, progress=progress,
         )  # fmt: skip
 
     with pytest.raises(KeyboardInterrupt):
@@ -219,7 +292,7 @@ def test_a_changed_retriever_is_refused_half_way(tmp_path, monkeypatch):
 def test_progress_reaches_its_total():
     seen = []
     prepare(progress=lambda *a: seen.append(a[:2]))
-    assert seen == [(24, 24), (24, 24)]  # the vectors, then the neighbours
+    assert seen == [(24, 24)] * 3  # the vectors, the candidates, the neighbours
 
 
 def test_neighbours_are_saved_without_pickle_and_come_back(neighbours, tmp_path):
@@ -260,12 +333,11 @@ def test_tables_of_several_settings_lie_side_by_side(tmp_path):
     def made(name, **settings):
         asked = NeighbourSettings(keep=3, draws=1, dropout=0.0, threshold=0.5, **settings)
         return prepare_neighbours(
-            documents, groups, training, held_out, HashingRetriever(), asked.make_sampler(), asked, folder=tmp_path,
-            name=name,
+            documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path, name=name,
         )  # fmt: skip
 
     diverse, top = made("diverse"), made("topk", sampler="topk")
-    assert {path.name for path in tmp_path.glob("*.npy")} == {"vectors.npy", "diverse.npy", "topk.npy"}
+    assert {path.name[:10] for path in tmp_path.glob("*.npy")} == {"vectors.np", "candidates", "diverse.np", "topk.npy"}
     same = [np.arange(24)[:, None, None, None] // 6 == found.rows // 6 for found in (diverse, top)]
     assert same[0].mean() < 0.5 < same[1].mean()  # what is like the query, and like each other, is passed over
     assert (made("topk", sampler="topk").rows == top.rows).all()
@@ -281,12 +353,10 @@ def test_candidates_are_asked_for_until_enough_of_them_are_kept():
         noise = rng.integers(0, 2, (8, 8, 3), dtype=np.uint8)
         documents[row] = Document(["kite kite kite 0", Image(np.uint8([[[200, 0, 0]]]) + noise)], id=f"kite-{row}")
     found = prepare_neighbours(
-        documents, groups, training, held_out, HashingRetriever(), DiverseSampler(0.9),
-        NeighbourSettings(keep=3, candidates=2),
+        documents, groups, training, held_out, HashingRetriever(), NeighbourSettings(keep=3, candidates=2),
     )  # fmt: skip
     everything = prepare_neighbours(
-        documents, groups, training, held_out, HashingRetriever(), DiverseSampler(0.9),
-        NeighbourSettings(keep=3, candidates=24),
+        documents, groups, training, held_out, HashingRetriever(), NeighbourSettings(keep=3, candidates=24),
     )  # fmt: skip
     assert np.array_equal(found.rows, everything.rows)
     assert (found.rows[training] >= 0).all()

@@ -2,15 +2,21 @@
 
 The query is the text part or the image part of a document, never both, with a share of it dropped; the document itself
 is left out by row and by content hash, and so is whatever shares its `group` (another drawing by the same hand, say).
-Documents are worked on a block at a time, so that millions of them fit into memory, and a preparation that was killed
-goes on with the block that it was at.
+What a query finds is kept as it is, with scores, and beside it what the sampler makes of that: another sampler, or another
+threshold of it, asks for nothing anew. Documents are worked on a block at a time, so that millions of them fit into memory,
+and a preparation that was killed goes on with the block that it was at.
+
+    vectors.npy           of the documents, float32 [n, dim]
+    candidates-*.npy      row and score of what each query finds, best first: NEIGHBOUR [n, forms, draws, candidates]
+    neighbours.npy        of these, what the sampler keeps: NEIGHBOUR [n, forms, draws, keep]
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -31,7 +37,8 @@ from .prepared_array import prepared_array
 QueryForm = Literal["text", "image"]
 BLOCK = 1024  # part of what makes the random draws: another value gives other neighbours
 MOST = 16  # times as many candidates as there are at first: in some worlds all documents are alike
-NEIGHBOUR = np.dtype([("row", np.int32), ("score", np.float32)])
+NEIGHBOUR = np.dtype([("row", np.int32), ("score", np.float32)])  # row -1: there is none
+FOUND_BY = {"forms", "draws", "dropout", "candidates", "seed"}  # the settings that candidates depend on
 
 
 class NeighbourSettings(BaseModel):
@@ -57,6 +64,11 @@ class NeighbourSettings(BaseModel):
     def make_sampler(self) -> Sampler:
         """The sampler that these settings name."""
         return DiverseSampler(self.threshold) if self.sampler == "diverse" else TopKSampler()
+
+    def allows(self, score: float) -> bool:
+        """Whether that sampler takes a document of this score: a query's vector is not kept, so that it is not told how close
+        they are."""
+        return self.sampler != "diverse" or min(score, 1.0) <= self.threshold
 
 
 @dataclass(frozen=True)
@@ -106,7 +118,6 @@ def prepare_neighbours(
     training: np.ndarray,
     held_out: np.ndarray,
     retriever: Retriever,
-    sampler: Sampler,
     settings: NeighbourSettings,
     *,
     folder: Path | None = None,
@@ -114,7 +125,8 @@ def prepare_neighbours(
     digest: str = "",
     progress: Progress | None = None,
 ) -> Neighbours:
-    """Retrieve and sample for every document, query form and dropout draw; a document's rows and scores stay on disk.
+    """Retrieve and sample for every document, query form and dropout draw; rows and scores stay on disk, of the candidates
+    as well.
 
     documents: may make each document when it is asked for. groups: [n], see above. training, held_out: row numbers. A
     training document finds training documents only, a held-out one all; its query is whole, as at inference. folder:
@@ -127,13 +139,11 @@ def prepare_neighbours(
     if folder is None:
         with tempfile.TemporaryDirectory() as scratch:
             found = prepare_neighbours(
-                documents, groups, training, held_out, retriever, sampler, settings, folder=Path(scratch),
-                digest=digest, progress=progress,
+                documents, groups, training, held_out, retriever, settings, folder=Path(scratch), digest=digest,
+                progress=progress,
             )  # fmt: skip
             return replace(found, rows=np.array(found.rows), scores=np.array(found.scores))
     fingerprint = neighbour_fingerprint(retriever, settings)
-    if (folder / f"{name}.npy").is_file():
-        Neighbours.load(folder, fingerprint=fingerprint, name=name)
     made_of = {"documents": digest} if digest else {}
 
     def encode(start: int, stop: int) -> np.ndarray:
@@ -147,63 +157,115 @@ def prepare_neighbours(
             what="document vectors", progress=progress,
         )  # fmt: skip
         search = NeighbourSearch(vectors, documents, groups, training, held_out)
-        return _Preparation(documents, search, held_out, retriever, sampler, settings)
+        return _Preparation(documents, search, held_out, retriever, settings, settings.make_sampler())
+
+    @cache
+    def candidates() -> np.ndarray:
+        # Named by what they were made with: tables of several samplers share them.
+        made_with = f"{retriever.encoder.fingerprint}/{settings.model_dump_json(include=FOUND_BY)}"
+        return prepared_array(
+            folder / f"candidates-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.npy",
+            (*shape[:3], settings.candidates), NEIGHBOUR, {"fingerprint": made_with, **made_of},
+            lambda start, stop: work().found(start, stop), block=BLOCK, what="candidates", progress=progress,
+        )  # fmt: skip
 
     shape = (len(documents), len(settings.forms), settings.draws, settings.keep)
+    if (folder / f"{name}.npy").is_file():
+        Neighbours.load(folder, fingerprint=fingerprint, name=name)
+    else:
+        candidates()  # now, so that it does not count as time of what comes after it
     table = prepared_array(
         folder / f"{name}.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
-        lambda start, stop: work().block(start, stop), block=BLOCK, what="neighbours", progress=progress,
+        lambda start, stop: work().chosen(start, stop, candidates()[start:stop]), block=BLOCK, what="neighbours",
+        progress=progress,
     )  # fmt: skip
     return Neighbours._of(table, fingerprint, settings.forms)
 
 
 @dataclass(frozen=True)
+class _Asking:
+    """Queries of one form and dropout draw. rows: of their documents; start: the first row of the block that they are of;
+    everything: whether they may find held-out documents."""
+
+    rows: np.ndarray
+    queries: list[Document]
+    form: int
+    draw: int
+    start: int
+    dropout: float
+    everything: bool
+
+
+@dataclass(frozen=True)
 class _Preparation:
-    """Neighbours of a block of documents."""
+    """Candidates and neighbours of a block of documents."""
 
     documents: Sequence[Document]
     search: NeighbourSearch
     held_out: np.ndarray
     retriever: Retriever
-    sampler: Sampler
     settings: NeighbourSettings
+    sampler: Sampler
 
-    def block(self, start: int, stop: int) -> np.ndarray:
-        """NEIGHBOUR [stop - start, forms, draws, keep]."""
-        settings = self.settings
-        table = np.zeros((stop - start, len(settings.forms), settings.draws, settings.keep), NEIGHBOUR)
-        table["row"] = -1
-        rows = np.arange(start, stop)
-        apart = np.isin(rows, self.held_out)
-        documents = self.documents[start:stop]
-        for asking, dropout, everything in ((rows[~apart], settings.dropout, False), (rows[apart], 0.0, True)):
-            for f, form in enumerate(settings.forms if len(asking) else ()):
-                queries = [_part(documents[row - start], form) for row in asking]
-                for draw in range(settings.draws):
-                    rng = generator_at(settings.seed, f, draw, start)
-                    asked = self.retriever.encode_query(queries, dropout=dropout, rng=rng)  # [asking, dim]
-                    chosen = self._chosen(asking, [*map(Query, queries, asked)], asked, everything, rng)
-                    for row, hits in zip(asking, chosen, strict=True):
-                        for place, hit in enumerate(hits):
-                            table[row - start, f, draw, place] = (int(hit.id), hit.score)
+    def found(self, start: int, stop: int) -> np.ndarray:
+        """NEIGHBOUR [stop - start, forms, draws, candidates]."""
+        table = self._table(stop - start, self.settings.candidates)
+        for asking in self._asked(start, stop):
+            vectors = self._vectors(asking)
+            found = self.search.candidates(asking.rows, vectors, self.settings.candidates, everything=asking.everything)
+            for row, candidates in zip(asking.rows, found, strict=True):
+                table[row - start, asking.form, asking.draw, : len(candidates)] = candidates
         return table
 
-    def _chosen(
-        self, asking: np.ndarray, queries: list[Query], asked: np.ndarray, everything: bool, rng: np.random.Generator
-    ) -> list[list[Hit]]:
-        """What the sampler keeps for each query (asked: float32 [asking, dim]), from as many candidates as that takes."""
-        keep, wanted = self.settings.keep, self.settings.candidates
-        chosen: list[list[Hit]] = [[] for _ in asking]
-        waiting = np.arange(len(asking))
-        while len(waiting) and wanted <= MOST * self.settings.candidates:
+    def chosen(self, start: int, stop: int, found: np.ndarray) -> np.ndarray:
+        """What the sampler keeps of these candidates: NEIGHBOUR [stop - start, forms, draws, keep]."""
+        table = self._table(stop - start, self.settings.keep)
+        for asking in self._asked(start, stop):
+            here = found[asking.rows - start, asking.form, asking.draw]
+            candidates = [one[one["row"] >= 0].tolist() for one in here]
+            for row, hits in zip(asking.rows, self._chosen(asking, candidates), strict=True):
+                kept = [(int(hit.id), hit.score) for hit in hits]
+                table[row - start, asking.form, asking.draw, : len(kept)] = kept
+        return table
+
+    def _chosen(self, asking: _Asking, found: list[Candidates]) -> list[list[Hit]]:
+        """For each query, from as many candidates as it takes: those that were found, or more of them."""
+        settings, wanted = self.settings, self.settings.candidates
+        rng = generator_at(settings.seed, asking.form, asking.draw, asking.start)
+        chosen: list[list[Hit]] = [[] for _ in found]
+        waiting, vectors = np.arange(len(found)), None
+        while True:
             short = []
-            found = self.search.candidates(asking[waiting], asked[waiting], wanted, everything=everything)
             for place, candidates in zip(waiting.tolist(), found, strict=True):
-                chosen[place] = self.sampler.sample(queries[place], self._hits(candidates), k=keep, rng=rng).hits
-                if len(chosen[place]) < keep and len(candidates) == wanted:
+                query = Query(asking.queries[place])
+                chosen[place] = self.sampler.sample(query, self._hits(candidates), k=settings.keep, rng=rng).hits
+                if len(chosen[place]) < settings.keep and len(candidates) == wanted:
                     short.append(place)
             waiting, wanted = np.array(short, np.int64), 2 * wanted
-        return chosen
+            if not short or wanted > MOST * settings.candidates:
+                return chosen
+            vectors = self._vectors(asking) if vectors is None else vectors
+            found = self.search.candidates(asking.rows[waiting], vectors[waiting], wanted, everything=asking.everything)
+
+    def _asked(self, start: int, stop: int) -> Iterator[_Asking]:
+        """All queries of a block: those of training documents with dropout, held-out ones whole."""
+        settings, rows, documents = self.settings, np.arange(start, stop), self.documents[start:stop]
+        apart = np.isin(rows, self.held_out)
+        for asking, dropout, everything in ((rows[~apart], settings.dropout, False), (rows[apart], 0.0, True)):
+            for number, form in enumerate(settings.forms if len(asking) else ()):
+                queries = [_part(documents[row - start], form) for row in asking]
+                for draw in range(settings.draws):
+                    yield _Asking(asking, queries, number, draw, start, dropout, everything)
+
+    def _vectors(self, asking: _Asking) -> np.ndarray:
+        """float32 [queries, dim]: the same ones, whenever they are asked for."""
+        rng = generator_at(self.settings.seed, asking.form, asking.draw, asking.start)
+        return self.retriever.encode_query(asking.queries, dropout=asking.dropout, rng=rng)
+
+    def _table(self, documents: int, width: int) -> np.ndarray:
+        table = np.zeros((documents, len(self.settings.forms), self.settings.draws, width), NEIGHBOUR)
+        table["row"] = -1
+        return table
 
     def _hits(self, candidates: Candidates) -> list[Hit]:
         return [
@@ -212,6 +274,7 @@ class _Preparation:
                 load=lambda row=row: self.documents[row],  # type: ignore[misc]
             )
             for row, score in candidates
+            if self.settings.allows(score)
         ]  # fmt: skip
 
 

@@ -382,8 +382,7 @@ def _prepared(
     _check_kept(recipe, objective)
     found = prepare_neighbours(
         DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
-        settings.make_sampler(), settings, folder=run.prepared, name=neighbours, digest=corpus.digest,
-        progress=progress,
+        settings, folder=run.prepared, name=neighbours, digest=corpus.digest, progress=progress,
     )  # fmt: skip
     return replace(prepared, neighbours=found)
 
