@@ -53,7 +53,7 @@ def test_a_dry_run_lists_what_would_be_trained_and_trains_nothing(command, toy_r
     code, out, _ = command("--dry-run", "--seeds", 2, "--json")
     assert code == 0 and not (toy_run / "ablation").exists()
     found = json.loads(out)
-    assert len(found["runs"]) == 2 * 12 and {one["state"] for one in found["runs"]} == {"waiting"}
+    assert len(found["runs"]) == 2 * 13 and {one["state"] for one in found["runs"]} == {"waiting"}
     assert found["seconds"] == pytest.approx(sum(one["seconds"] for one in found["runs"])) and found["seconds"] > 0
     wide, ours = (next(r for r in found["runs"] if r["model"] == name) for name in ("vanilla-4x", "ours"))
     assert wide["parameters"] > 2 * ours["parameters"] and "k2-random" in ours["conditions"]

@@ -114,6 +114,9 @@ def test_fine_tuning_starts_from_the_vanilla_model_of_the_same_seed(tmp_path):
     asked = tuned.recipe_for(2, tmp_path)
     assert asked["model"]["start"] == str(tmp_path) and asked["trainer"]["steps"] == 50
     assert asked["trainer"]["seed"] == 7
+    longer = made.models[found["trained with documents, 150 steps"].model]  # as many in all
+    assert longer.start is None and longer.recipe["trainer"]["steps"] == 150
+    assert {**longer.recipe, "trainer": None} == {**made.models["ours"].recipe, "trainer": None}
 
 
 def test_steps_shorten_the_warm_up_alike():

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import shutil
 import tarfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from racm3.errors import ConfigError
+from racm3.errors import CheckpointError, ConfigError
 from racm3.training.data import Corpus, DocumentRows, PixelRows, TrainingSet
 from racm3.training.dataset import DataSettings, is_held_out, open_dataset, skipped
 from racm3.training.sources import corpus_of
@@ -135,6 +137,18 @@ def test_a_dataset_is_read_once_and_not_mixed_up_with_another(tmp_path):
     with pytest.raises(ConfigError, match="table: size") as raised:
         open_dataset(settings("folder", tmp_path / "source", size=16), tmp_path / "data")
     assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "documents.jsonl", "pixels.bin"])
+def test_a_torn_file_is_named_and_the_documents_can_be_read_again(tmp_path, name):
+    corpus = read(tmp_path, "folder", folder)
+    path = tmp_path / "data" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as raised:
+        open_dataset(settings("folder", tmp_path / "source"), tmp_path / "data")
+    assert str(tmp_path / "data") in raised.value.hint
+    shutil.rmtree(tmp_path / "data")
+    assert open_dataset(settings("folder", tmp_path / "source"), tmp_path / "data").digest == corpus.digest
 
 
 def test_a_reading_that_was_killed_leaves_nothing(tmp_path):

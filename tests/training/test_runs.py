@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -194,3 +195,31 @@ def test_what_was_prepared_with_another_tokenizer_or_of_other_documents_is_refus
     (run.model("image-tokenizer") / "config.json").write_text(json.dumps({"other": 1}))
     with pytest.raises(CheckpointError, match="image tokenizer changed"):
         runs._prepared(run, RECIPE, documents, text_tokenizer, Codes(), None)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "images.json", "neighbours.npy", "neighbours.json", "tokenizer.json"])
+def test_a_file_that_was_torn_is_named(run, name):
+    documents = corpus()
+
+    def prepare():
+        return runs._prepared(run, RECIPE, documents, runs._text_tokenizer(run, RECIPE, documents), Codes(), None)
+
+    prepare()
+    path = run.prepared / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as raised:
+        prepare()
+    assert raised.value.hint
+    for file in run.prepared.glob(f"{path.stem}*"):  # as the hint says
+        file.unlink()
+    prepare()
+
+
+def test_a_torn_record_of_a_stage_is_named(run):
+    runs.record(run.folder / "generator", "generator", RECIPE)
+    (run.folder / "generator" / "state").mkdir()
+    path = run.folder / "generator" / "stage.json"
+    for torn in ("", '{"stage": "gen', "[]", '{"stage": "generator"}'):
+        path.write_text(torn)
+        with pytest.raises(CheckpointError, match=re.escape(str(path))):
+            check_same_recipe(run.folder / "generator", "generator", RECIPE)

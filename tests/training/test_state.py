@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
@@ -151,4 +152,14 @@ def test_the_state_of_a_model_with_more_trained_parameters_is_refused(tmp_path):
     model[0].requires_grad_(False)
     with pytest.raises(CheckpointError, match="more parameters") as raised:
         RunState(model, build_optimizers(model, SETTINGS), None).load(tmp_path / "state")
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors"])
+def test_a_torn_state_is_named(tmp_path, name):
+    run()[-1].save(tmp_path / "state", 1)
+    path = tmp_path / "state" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as raised:
+        run()[-1].load(tmp_path / "state")
     assert raised.value.hint

@@ -29,6 +29,7 @@ from ..training.account import read_lines
 from ..training.data import Corpus
 from ..training.neighbours import NeighbourSettings
 from ..training.recipe import read_table
+from ..training.run_files import read_json, write_json
 from ..training.runs import GeneratorInputs, Run, generator_inputs, record, recorded, retriever_of
 from .measure import Bench
 from .rows import NO_DROPOUT, Condition, Model, Plan, changed
@@ -219,9 +220,7 @@ def _measure_one(
         "nats": [round(float(value), 6) for value in nats], "places": places, "hits": hits,
     }  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
-    new.write_text(json.dumps(found) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    write_json(path, found)
 
 
 def _asked(ablation: Ablation, bench: Bench, model: Model, condition: Condition, seed: int) -> dict[str, Any]:
@@ -245,8 +244,7 @@ def read_measurement(ablation: Ablation, key: str, seed: int) -> dict[str, Any] 
     path = ablation.measurement(key, seed)
     if not path.is_file():
         return None
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read_json(path, "Delete it: it is measured again.")
 
 
 def shown_places(places: list[int]) -> list[int]:

@@ -49,7 +49,7 @@ class _AnswerHit(Hit):
 
     @property
     def hashes(self) -> frozenset[str]:
-        if self._hashes is None:
+        if not isinstance(self._hashes, frozenset):
             self._hashes = frozenset(self._answer.hashes(self._rank))
         return self._hashes
 

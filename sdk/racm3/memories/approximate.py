@@ -244,7 +244,7 @@ class ApproximateIndex(VectorIndex):
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         indexed = self.faiss.ntotal
         search = self.faiss.search if self.file is None else self.file.search
-        if self.kind in CELLS and len(queries) == 1 and self.effort * indexed <= ALONE * self.faiss.nlist:
+        if len(queries) == 1 and self._looks_at_few:
             search = partial(_by_one_thread, search)
         found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
@@ -263,6 +263,11 @@ class ApproximateIndex(VectorIndex):
                 yield from self._scan(query[None], k, wanted, [gone])
             else:
                 yield self._best(query, rows, k)
+
+    @property
+    def _looks_at_few(self) -> bool:
+        cells: Any = self.faiss
+        return self.kind in CELLS and self.effort * cells.ntotal <= ALONE * cells.nlist
 
     def _late_ones(self, query: np.ndarray, k: int, wanted: np.ndarray | None, gone: np.ndarray) -> np.ndarray:
         """Those rows behind FAISS's that may be among the k best."""

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .run_files import reading
 
 if TYPE_CHECKING:
     import torch
 
     from .trainer import WeightAverage
+
+
+MEND = "Delete it: the best weights are those that are evaluated from now on."
 
 
 def check_figure(name: str, figures: Mapping[str, float]) -> None:
@@ -36,7 +40,7 @@ class BestWeights:
         from safetensors.torch import save_file
 
         if self.path.is_file():
-            with safe_open(self.path, "pt") as file:
+            with reading(self.path, MEND), safe_open(self.path, "pt") as file:
                 if not figures[self.figure] < float(file.metadata()["figure"]):
                     return
         weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
@@ -48,4 +52,6 @@ class BestWeights:
         from safetensors.torch import load_file
 
         dtypes = {n: w.dtype for n, w in model.state_dict().items()}
-        model.load_state_dict({n: w.to(dtypes[n]) for n, w in load_file(self.path).items()}, strict=False)
+        with reading(self.path, MEND):
+            weights = load_file(self.path)
+        model.load_state_dict({n: w.to(dtypes[n]) for n, w in weights.items()}, strict=False)

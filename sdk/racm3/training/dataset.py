@@ -28,6 +28,7 @@ from ..document import Document
 from ..errors import ConfigError, InvalidDocument
 from ..interfaces import Progress
 from .data import Corpus, PixelRows, TrainingSet
+from .run_files import read_json, reading
 from .sources import read_source
 
 
@@ -63,9 +64,10 @@ def open_dataset(settings: DataSettings, folder: Path, progress: Progress | None
     wanted = json.loads(settings.model_dump_json())
     if not summary.is_file():
         _read(settings, wanted, folder, progress)
-    found = json.loads(summary.read_text(encoding="utf-8"))
-    if found["settings"] != wanted:
-        differing = ", ".join(key for key in wanted if wanted[key] != found["settings"].get(key))
+    found = read_json(summary, _again(folder))
+    before = found.get("settings") or {}
+    if before != wanted:
+        differing = ", ".join(key for key in wanted if wanted[key] != before.get(key))
         raise ConfigError(
             f"{folder} was read with another [data] table: {differing}.", "Give another --run, or delete the folder."
         )
@@ -81,6 +83,10 @@ def skipped(folder: Path) -> list[dict[str, str]]:
 def is_held_out(entity: str, share: float) -> bool:
     """By the entity's SHA-256 alone: the same on every machine, and whatever else there is."""
     return int.from_bytes(hashlib.sha256(entity.encode()).digest()[:8]) < share * 2**64
+
+
+def _again(folder: Path) -> str:
+    return f"Delete {folder}: the documents are read again."
 
 
 def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progress: Progress | None) -> None:
@@ -164,10 +170,13 @@ def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
 
 
 def _open(settings: DataSettings, folder: Path, counts: dict[str, Any]) -> Corpus:
-    with (folder / "documents.jsonl").open(encoding="utf-8") as lines:
+    listed, stored = folder / "documents.jsonl", folder / "pixels.bin"
+    with reading(listed, _again(folder)), listed.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines]
-    shape = (counts["pictures"], settings.size, settings.size, 3)
-    pixels = np.memmap(folder / "pixels.bin", np.uint8, "r", shape=shape)
+        if len(entries) != counts["documents"]:
+            raise ValueError(f"it has {len(entries)} lines, not {counts['documents']}.")
+    with reading(stored, _again(folder)):
+        pixels = np.memmap(stored, np.uint8, "r", shape=(counts["pictures"], settings.size, settings.size, 3))
     data = TrainingSet(
         pixels=PixelRows(pixels, np.array([entry["picture"] for entry in entries])),
         ids=[entry["id"] for entry in entries], texts=[entry["text"] for entry in entries],

@@ -14,7 +14,6 @@ and a preparation that was killed goes on with the block that it was at.
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from ..samplers.topk import TopKSampler
 from .data import generator_at
 from .neighbour_search import Candidates, NeighbourSearch
 from .prepared_array import prepared_array
+from .run_files import read_json, reading, write_json
 
 QueryForm = Literal["text", "image"]
 BLOCK = 1024  # part of what makes the random draws: another value gives other neighbours
@@ -90,20 +90,22 @@ class Neighbours:
             table = np.empty(self.rows.shape, NEIGHBOUR)
             table["row"], table["score"] = self.rows, self.scores
         np.save(folder / "neighbours.npy", table, allow_pickle=False)
-        (folder / "neighbours.json").write_text(json.dumps({"fingerprint": self.fingerprint}))
+        write_json(folder / "neighbours.json", {"fingerprint": self.fingerprint})
 
     @classmethod
     def load(
         cls, folder: Path, *, fingerprint: str, name: str = "neighbours", forms: tuple[QueryForm, ...] = ("text", "image")
     ) -> Neighbours:  # fmt: skip
         """Open prepared neighbours; `CheckpointError` if another retriever, or other settings, made them."""
-        found = json.loads((folder / f"{name}.json").read_text())["fingerprint"]
+        path = folder / f"{name}.npy"
+        again = f"Delete {path} to prepare them again."
+        found = read_json(path.with_suffix(".json"), again).get("fingerprint")
         if found != fingerprint:
             raise CheckpointError(
-                f"The neighbours in {folder} were made by another retriever or with other settings.",
-                "Delete the folder to prepare them again.",
+                f"The neighbours in {folder} were made by another retriever or with other settings.", again
             )
-        return cls._of(np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False), found, forms)
+        with reading(path, again):
+            return cls._of(np.load(path, mmap_mode="r", allow_pickle=False), fingerprint, forms)
 
     @classmethod
     def _of(cls, table: np.ndarray, fingerprint: str, forms: tuple[QueryForm, ...]) -> Neighbours:

@@ -6,7 +6,6 @@ NAME.part.npy, NAME.part.json    the same of one that is not finished yet, with 
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -17,6 +16,9 @@ import numpy as np
 
 from ..errors import CheckpointError
 from ..interfaces import Progress
+from .run_files import read_json, reading, write_json
+
+AGAIN = "Delete it to prepare it again."
 
 
 def prepared_array(
@@ -38,7 +40,8 @@ def prepared_array(
     """
     if not path.is_file():
         _fill(path, shape, dtype, made_from, compute, block, what, progress)
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    with reading(path, AGAIN):
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
     _check(path, made_from, _record(path))
     if array.shape != tuple(shape):
         raise CheckpointError(
@@ -58,7 +61,8 @@ def _fill(
     done = int(record.pop("done", 0)) if part.is_file() else 0
     if done:
         _check(part, made_from, record)
-        array = np.lib.format.open_memmap(part, mode="r+")
+        with reading(part, AGAIN):
+            array = np.lib.format.open_memmap(part, mode="r+")
     if not done or array.shape != tuple(shape) or array.dtype != np.dtype(dtype):
         array, done = np.lib.format.open_memmap(part, mode="w+", dtype=dtype, shape=tuple(shape)), 0
     first, began = done, time.perf_counter()
@@ -67,11 +71,11 @@ def _fill(
         array[done:stop] = compute(done, stop)
         array.flush()  # before the record says so
         done = stop
-        _write(part, {**made_from, "done": done})
+        write_json(part.with_suffix(".json"), {**made_from, "done": done})
         if progress is not None:
             rate = (done - first) / (time.perf_counter() - began)
             progress(done, len(array), f"{what} ({rate:.0f} documents/s)")
-    _write(path, made_from)
+    write_json(path.with_suffix(".json"), dict(made_from))
     os.replace(part, path)
     part.with_suffix(".json").unlink(missing_ok=True)
 
@@ -79,13 +83,7 @@ def _fill(
 def _record(path: Path) -> dict[str, Any]:
     """What is written down about an array; nothing about one that an earlier version made."""
     file = path.with_suffix(".json")
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    new = path.with_suffix(".json.new")
-    new.write_text(json.dumps(dict(record)) + "\n", encoding="utf-8")
-    os.replace(new, path.with_suffix(".json"))
+    return read_json(file, f"Delete it and {path.name} to prepare them again.") if file.is_file() else {}
 
 
 def _check(path: Path, made_from: Mapping[str, str], record: Mapping[str, Any]) -> None:

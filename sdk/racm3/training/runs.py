@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from ..interfaces import Progress, Retriever
 from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
 from .dataset import DataSettings, open_dataset
 from .recipe import read_recipe, read_table
+from .run_files import read_json, reading, write_json
 from .sources import corpus_of
 
 if TYPE_CHECKING:
@@ -214,8 +214,10 @@ def recorded(folder: Path) -> tuple[str, dict[str, Any]]:
         raise ConfigError(
             f"{folder} is no folder of a training stage: it has no stage.json.", "Give one such as run/generator."
         )
-    found = json.loads(path.read_text(encoding="utf-8"))
-    return found["stage"], found["recipe"]
+    mend = "Delete it, and give the command that began the training again: it goes on."
+    found = read_json(path, mend)
+    with reading(path, mend):
+        return found["stage"], dict(found["recipe"])
 
 
 def _is_begun(folder: Path) -> bool:
@@ -240,9 +242,7 @@ def check_same_recipe(folder: Path, kind: str, recipe: Mapping[str, Any]) -> Non
 def record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
     """Write down what is trained in a folder, and by which recipe."""
     folder.mkdir(parents=True, exist_ok=True)
-    new = folder / "stage.json.new"
-    new.write_text(json.dumps({"stage": kind, "recipe": dict(recipe)}, indent=2, default=str) + "\n", encoding="utf-8")
-    os.replace(new, folder / "stage.json")
+    write_json(folder / "stage.json", {"stage": kind, "recipe": dict(recipe)}, indent=2)
 
 
 # --- the stages ---------------------------------------------------------------------------------------------------
@@ -298,16 +298,14 @@ def _bind(folder: Path, made: GeneratorInputs, *, record: bool) -> None:
     }
     path = folder / "tokens.json"
     if _is_begun(folder) and path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = read_json(path, "Delete it, if the run's tokenizers are those that the generator was begun with.")
         if changed := [name for name, value in tokens.items() if before.get(name) != value]:
             raise CheckpointError(
                 f"The generator in {folder} has learnt other {' and '.join(changed)} than the run has now.",
                 "Put the tokenizers back that it was begun with, or begin anew with another --name.",
             )
     if record:
-        new = folder / "tokens.json.new"
-        new.write_text(json.dumps(tokens, indent=2) + "\n", encoding="utf-8")
-        os.replace(new, path)
+        write_json(path, tokens, indent=2)
 
 
 @dataclass(frozen=True)

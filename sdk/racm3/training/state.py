@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import CheckpointError
+from .run_files import read_json, reading
 from .sharding import shared_like, whole
 
 if TYPE_CHECKING:
@@ -96,8 +97,10 @@ class RunState:
             folder = folder.with_name(folder.name + ".old")
         if not folder.is_dir():
             return 0
-        numbers = json.loads((folder / "state.json").read_text())
-        tensors = load_file(folder / "state.safetensors")
+        mend = f"Delete {folder} to begin anew: what was trained is lost with it."
+        numbers = read_json(folder / "state.json", mend)
+        with reading(folder / "state.safetensors", mend):
+            tensors = load_file(folder / "state.safetensors")
         parts: dict[str, dict[str, torch.Tensor]] = {}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")

@@ -1,0 +1,39 @@
+"""The small files of a training run: replaced at once when they are written, and named when they cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+
+
+@contextmanager
+def reading(path: Path, mend: str) -> Iterator[None]:
+    """Whatever shows that a file is damaged while it is read, as `CheckpointError` that names it; mend: what helps."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} cannot be read, it is damaged: {error}", mend) from error
+
+
+def read_json(path: Path, mend: str) -> dict[str, Any]:
+    """The object in a file. Raises `CheckpointError`."""
+    with reading(path, mend):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"it holds no object, but {found!r:.40}.")
+    return found
+
+
+def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
+    """Written whole or not at all."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(value, indent=indent, default=str) + "\n", encoding="utf-8")
+    os.replace(new, path)
