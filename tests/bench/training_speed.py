@@ -58,7 +58,7 @@ def made_up_documents() -> PreparedDocuments:
         texts=[rng.integers(0, WORDS, rng.integers(6, 18)) for _ in range(DOCUMENTS)],
         entities=[np.array([row]) for row in range(DOCUMENTS)],
         held_out=np.array([], np.int64),
-        neighbours=Neighbours(rng.integers(0, DOCUMENTS, (DOCUMENTS, 2, 3, 2)).astype(np.int32), "made up"),
+        neighbours=Neighbours(rng.integers(0, DOCUMENTS, (DOCUMENTS, 2, 3, 2)).astype(np.int32)),
     )
 
 

@@ -70,7 +70,7 @@ def prepared():
     rows[0, :, :, 1] = -1
     return PreparedDocuments(
         images=codes.repeat(TOKENS, axis=2), texts=[[row] for row in range(ROWS)], entities=ENTITIES, held_out=HELD_OUT,
-        neighbours=Neighbours(rows.astype(np.int32), "test"),
+        neighbours=Neighbours(rows.astype(np.int32)),
     )  # fmt: skip
 
 

@@ -7,10 +7,8 @@ import pytest
 
 from racm3.document import Document, Image
 from racm3.errors import CheckpointError
-from racm3.samplers.diverse import DiverseSampler
-from racm3.samplers.topk import TopKSampler
 from racm3.testing import HashingRetriever
-from racm3.training.neighbours import Neighbours, NeighbourSettings, neighbour_fingerprint, prepare_neighbours
+from racm3.training.neighbours import NeighbourSettings, prepare_neighbours
 
 WORDS = ["kite", "whale", "banjo", "flag"]
 
@@ -223,13 +221,11 @@ def test_all_candidates_are_kept_with_their_scores(tmp_path):
 def test_another_sampler_asks_for_nothing_anew(tmp_path, monkeypatch):
     documents, groups, training, held_out = world()
 
-    def made(name, **settings):
+    def made(**settings):
         asked = NeighbourSettings(keep=3, candidates=22, **settings)
-        return prepare_neighbours(
-            documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path, name=name,
-        )  # fmt: skip
+        return prepare_neighbours(documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path)
 
-    made("diverse", threshold=0.5)
+    made(threshold=0.5)
     apart = prepare(sampler="diverse", threshold=0.95, keep=3, candidates=22)
 
     def encode(*_, **__):
@@ -237,10 +233,10 @@ def test_another_sampler_asks_for_nothing_anew(tmp_path, monkeypatch):
 
     monkeypatch.setattr(HashingRetriever, "encode_query", encode)
     monkeypatch.setattr(HashingRetriever, "encode_document", encode)
-    found = made("other", threshold=0.95)
+    found = made(threshold=0.95)
     assert (found.rows == apart.rows).all() and (found.scores == apart.scores).all()
     with pytest.raises(AssertionError, match="asked for anew"):
-        made("dropout", dropout=0.5)
+        made(dropout=0.5)
 
 
 def test_a_preparation_that_was_killed_among_candidates_goes_on(tmp_path, monkeypatch):
@@ -295,54 +291,33 @@ def test_progress_reaches_its_total():
     assert seen == [(24, 24)] * 3  # the vectors, the candidates, the neighbours
 
 
-def test_neighbours_are_saved_without_pickle_and_come_back(neighbours, tmp_path):
-    neighbours.save(tmp_path / "neighbours")
-    assert {path.name for path in (tmp_path / "neighbours").iterdir()} == {"neighbours.npy", "neighbours.json"}
-    np.load(tmp_path / "neighbours" / "neighbours.npy", allow_pickle=False)
-    opened = Neighbours.load(tmp_path / "neighbours", fingerprint=neighbours.fingerprint)
-    assert (opened.rows == neighbours.rows).all()
-
-
-@pytest.mark.parametrize(
-    "fingerprint",
-    [
-        neighbour_fingerprint(HashingRetriever(dim=32), NeighbourSettings(keep=3, candidates=8)),
-        neighbour_fingerprint(HashingRetriever(), NeighbourSettings(keep=2, candidates=8)),
-    ],
-    ids=["another retriever", "other settings"],
-)
-def test_neighbours_of_another_making_are_refused(neighbours, tmp_path, fingerprint):
-    neighbours.save(tmp_path)
-    with pytest.raises(CheckpointError, match="another retriever or with other settings") as raised:
-        Neighbours.load(tmp_path, fingerprint=fingerprint)
-    assert raised.value.hint
-
-
-def test_the_sampler_is_a_setting_and_earlier_tables_stay_valid():
-    retriever = HashingRetriever()
-    diverse, top = NeighbourSettings(threshold=0.7), NeighbourSettings(sampler="topk")
-    assert isinstance(diverse.make_sampler(), DiverseSampler) and diverse.make_sampler().threshold == 0.7
-    assert isinstance(top.make_sampler(), TopKSampler)
-    assert "sampler" not in neighbour_fingerprint(retriever, diverse)
-    assert neighbour_fingerprint(retriever, top) != neighbour_fingerprint(retriever, NeighbourSettings())
-
-
 def test_tables_of_several_settings_lie_side_by_side(tmp_path):
     documents, groups, training, held_out = world()
 
-    def made(name, **settings):
+    def made(**settings):
         asked = NeighbourSettings(keep=3, draws=1, dropout=0.0, threshold=0.5, **settings)
-        return prepare_neighbours(
-            documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path, name=name,
-        )  # fmt: skip
+        return prepare_neighbours(documents, groups, training, held_out, HashingRetriever(), asked, folder=tmp_path)
 
-    diverse, top = made("diverse"), made("topk", sampler="topk")
-    assert {path.name[:10] for path in tmp_path.glob("*.npy")} == {"vectors.np", "candidates", "diverse.np", "topk.npy"}
+    diverse, top = made(), made(sampler="topk")
+    kinds = sorted(path.name.partition("-")[0] for path in tmp_path.glob("*.npy"))
+    assert kinds == ["candidates", "neighbours", "neighbours", "vectors.npy"]
     same = [np.arange(24)[:, None, None, None] // 6 == found.rows // 6 for found in (diverse, top)]
     assert same[0].mean() < 0.5 < same[1].mean()  # what is like the query, and like each other, is passed over
-    assert (made("topk", sampler="topk").rows == top.rows).all()
-    with pytest.raises(CheckpointError, match="other settings"):
-        made("diverse", sampler="topk")
+    for path in tmp_path.glob("*.npy"):
+        np.load(path, allow_pickle=False)
+    for again, before in ((made(), diverse), (made(sampler="topk"), top)):
+        assert (again.rows == before.rows).all() and (again.scores == before.scores).all()
+
+
+@pytest.mark.parametrize("settings", [{"keep": 3}, {"keep": 2, "dropout": 0.1}], ids=["the same", "others"])
+def test_neighbours_by_another_retriever_are_refused(tmp_path, settings):
+    documents, groups, training, held_out = world()
+    prepare_neighbours(documents, groups, training, held_out, HashingRetriever(), topk(), folder=tmp_path)
+    with pytest.raises(CheckpointError, match="retriever changed") as raised:
+        prepare_neighbours(
+            documents, groups, training, held_out, HashingRetriever(dim=32), topk(**settings), folder=tmp_path
+        )
+    assert raised.value.hint
 
 
 def test_candidates_are_asked_for_until_enough_of_them_are_kept():

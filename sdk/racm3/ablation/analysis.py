@@ -10,7 +10,6 @@ Killed at any moment, it goes on where it was.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -150,11 +149,10 @@ def _prepare(
 
     def inputs_for(recipe: Mapping[str, Any]) -> GeneratorInputs:
         settings = read_table(NeighbourSettings, recipe, "neighbours").model_dump_json()
-        name = f"neighbours-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
-        if name not in tables:
+        if settings not in tables:
             retrieving = changed(recipe, {"objective": {"k": [plan.k], "context": "retrieved"}})
-            tables[name] = generator_inputs(run, retrieving, corpus, neighbours=name, progress=progress)
-        return tables[name]
+            tables[settings] = generator_inputs(run, retrieving, corpus, progress=progress)
+        return tables[settings]
 
     settings, ours = read_table(NeighbourSettings, plan.recipe, "neighbours"), inputs_for(plan.recipe)
     found = {settings.sampler: ours.documents.neighbours}

@@ -8,14 +8,14 @@ and a preparation that was killed goes on with the block that it was at.
 
     vectors.npy           of the documents, float32 [n, dim]
     candidates-*.npy      row and score of what each query finds, best first: NEIGHBOUR [n, forms, draws, candidates]
-    neighbours.npy        of these, what the sampler keeps: NEIGHBOUR [n, forms, draws, keep]
+    neighbours-*.npy      of these, what the sampler keeps: NEIGHBOUR [n, forms, draws, keep]
 """
 
 from __future__ import annotations
 
 import hashlib
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -25,14 +25,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..document import Document, Image, Text
-from ..errors import CheckpointError
 from ..interfaces import Hit, Progress, Query, Retriever, Sampler
 from ..samplers.diverse import DiverseSampler
 from ..samplers.topk import TopKSampler
 from .data import generator_at
 from .neighbour_search import Candidates, NeighbourSearch
 from .prepared_array import prepared_array
-from .run_files import read_json, reading, write_json
 
 QueryForm = Literal["text", "image"]
 BLOCK = 1024  # part of what makes the random draws: another value gives other neighbours
@@ -74,44 +72,11 @@ class NeighbourSettings(BaseModel):
 @dataclass(frozen=True)
 class Neighbours:
     """rows: int32 [documents, forms, draws, keep], row numbers of the chosen documents, -1 where there are fewer; scores:
-    float32 of the same shape, inner products with the query (None where an earlier version did not keep them); forms:
-    what the queries were."""
+    float32 of the same shape, inner products with the query; forms: what the queries were."""
 
     rows: np.ndarray
-    fingerprint: str
     scores: np.ndarray | None = None
     forms: tuple[QueryForm, ...] = ("text", "image")
-
-    def save(self, folder: Path) -> None:
-        """Write `neighbours.npy` and `neighbours.json`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        table: np.ndarray = self.rows
-        if self.scores is not None:
-            table = np.empty(self.rows.shape, NEIGHBOUR)
-            table["row"], table["score"] = self.rows, self.scores
-        np.save(folder / "neighbours.npy", table, allow_pickle=False)
-        write_json(folder / "neighbours.json", {"fingerprint": self.fingerprint})
-
-    @classmethod
-    def load(
-        cls, folder: Path, *, fingerprint: str, name: str = "neighbours", forms: tuple[QueryForm, ...] = ("text", "image")
-    ) -> Neighbours:  # fmt: skip
-        """Open prepared neighbours; `CheckpointError` if another retriever, or other settings, made them."""
-        path = folder / f"{name}.npy"
-        again = f"Delete {path} to prepare them again."
-        found = read_json(path.with_suffix(".json"), again).get("fingerprint")
-        if found != fingerprint:
-            raise CheckpointError(
-                f"The neighbours in {folder} were made by another retriever or with other settings.", again
-            )
-        with reading(path, again):
-            return cls._of(np.load(path, mmap_mode="r", allow_pickle=False), fingerprint, forms)
-
-    @classmethod
-    def _of(cls, table: np.ndarray, fingerprint: str, forms: tuple[QueryForm, ...]) -> Neighbours:
-        if table.dtype.names is None:
-            return cls(table, fingerprint, forms=forms)
-        return cls(table["row"], fingerprint, table["score"], forms)
 
 
 def prepare_neighbours(
@@ -123,7 +88,6 @@ def prepare_neighbours(
     settings: NeighbourSettings,
     *,
     folder: Path | None = None,
-    name: str = "neighbours",
     digest: str = "",
     progress: Progress | None = None,
 ) -> Neighbours:
@@ -132,11 +96,10 @@ def prepare_neighbours(
 
     documents: may make each document when it is asked for. groups: [n], see above. training, held_out: row numbers. A
     training document finds training documents only, a held-out one all; its query is whole, as at inference. folder:
-    where vectors and neighbours are kept, and taken up again; without one, nothing is. name: of the table in it, of
-    which there may be several with the same vectors. digest: of the documents.
+    where all of it is kept, and taken up again, for any number of settings; without one, nothing is. digest: of the
+    documents.
 
-    Raises `CheckpointError` if what is in the folder, finished or not, was made by another retriever, with other
-    settings, or of other documents.
+    Raises `CheckpointError` if what is in the folder was made by another retriever, or of other documents.
     """
     if folder is None:
         with tempfile.TemporaryDirectory() as scratch:
@@ -145,43 +108,44 @@ def prepare_neighbours(
                 progress=progress,
             )  # fmt: skip
             return replace(found, rows=np.array(found.rows), scores=np.array(found.scores))
-    fingerprint = neighbour_fingerprint(retriever, settings)
-    made_of = {"documents": digest} if digest else {}
+    encoder, made_of = retriever.encoder, {"documents": digest} if digest else {}
 
-    def encode(start: int, stop: int) -> np.ndarray:
-        return retriever.encode_document(documents[start:stop])
+    # Named by what they are made with: tables of several samplers share what was found.
+    found_by, chosen_by = (
+        f"{encoder.fingerprint}/{settings.model_dump_json(include=some)}" for some in (FOUND_BY, None)
+    )
+
+    def place(kind: str, made_with: str) -> Path:
+        return folder / f"{kind}-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.npy"
+
+    def prepared(kind: str, made_with: str, width: int, compute: Callable[[int, int], np.ndarray]) -> np.ndarray:
+        return prepared_array(
+            place(kind, made_with), (len(documents), len(settings.forms), settings.draws, width), NEIGHBOUR,
+            {"fingerprint": made_with, **made_of}, compute, block=BLOCK, what=kind, progress=progress,
+        )  # fmt: skip
 
     @cache
-    def work() -> _Preparation:  # made when the first block is due: not for neighbours that are all there
+    def work() -> _Preparation:  # made when the first block is due: not for tables that are all there
         vectors = prepared_array(
-            folder / "vectors.npy", (len(documents), retriever.encoder.dim), np.float32,
-            {"retriever": retriever.encoder.fingerprint, **made_of}, encode, block=BLOCK,
-            what="document vectors", progress=progress,
+            folder / "vectors.npy", (len(documents), encoder.dim), np.float32,
+            {"retriever": encoder.fingerprint, **made_of},
+            lambda start, stop: retriever.encode_document(documents[start:stop]), block=BLOCK, what="document vectors",
+            progress=progress,
         )  # fmt: skip
         search = NeighbourSearch(vectors, documents, groups, training, held_out)
         return _Preparation(documents, search, held_out, retriever, settings, settings.make_sampler())
 
     @cache
     def candidates() -> np.ndarray:
-        # Named by what they were made with: tables of several samplers share them.
-        made_with = f"{retriever.encoder.fingerprint}/{settings.model_dump_json(include=FOUND_BY)}"
-        return prepared_array(
-            folder / f"candidates-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.npy",
-            (*shape[:3], settings.candidates), NEIGHBOUR, {"fingerprint": made_with, **made_of},
-            lambda start, stop: work().found(start, stop), block=BLOCK, what="candidates", progress=progress,
-        )  # fmt: skip
+        return prepared("candidates", found_by, settings.candidates, lambda start, stop: work().found(start, stop))
 
-    shape = (len(documents), len(settings.forms), settings.draws, settings.keep)
-    if (folder / f"{name}.npy").is_file():
-        Neighbours.load(folder, fingerprint=fingerprint, name=name)
-    else:
-        candidates()  # now, so that it does not count as time of what comes after it
-    table = prepared_array(
-        folder / f"{name}.npy", shape, NEIGHBOUR, {"fingerprint": fingerprint, **made_of},
-        lambda start, stop: work().chosen(start, stop, candidates()[start:stop]), block=BLOCK, what="neighbours",
-        progress=progress,
+    if not place("neighbours", chosen_by).is_file():
+        candidates()  # first, so that the rate of what follows is its own
+    table = prepared(
+        "neighbours", chosen_by, settings.keep,
+        lambda start, stop: work().chosen(start, stop, candidates()[start:stop]),
     )  # fmt: skip
-    return Neighbours._of(table, fingerprint, settings.forms)
+    return Neighbours(table["row"], table["score"], settings.forms)
 
 
 @dataclass(frozen=True)
@@ -278,13 +242,6 @@ class _Preparation:
             for row, score in candidates
             if self.settings.allows(score)
         ]  # fmt: skip
-
-
-def neighbour_fingerprint(retriever: Retriever, settings: NeighbourSettings) -> str:
-    """What prepared neighbours depend on, besides the documents."""
-    # Tables that were made before there was a choice of samplers stay valid.
-    made = settings.model_dump_json(exclude={"sampler"} if settings.sampler == "diverse" else None)
-    return f"{retriever.encoder.fingerprint}/{made}"
 
 
 def _part(document: Document, form: QueryForm) -> Document:

@@ -318,17 +318,16 @@ class GeneratorInputs:
 
 
 def generator_inputs(
-    run: Run, recipe: Mapping[str, Any], corpus: Corpus, *, neighbours: str = "neighbours",
-    progress: Progress | None = None,
-) -> GeneratorInputs:  # fmt: skip
-    """What a generator's recipe is trained with, prepared where it is not yet. neighbours: name of their table."""
+    run: Run, recipe: Mapping[str, Any], corpus: Corpus, *, progress: Progress | None = None
+) -> GeneratorInputs:
+    """What a generator's recipe is trained with, prepared where it is not yet."""
     from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .processes import main_process_first
 
     with main_process_first(recipe):
         text_tokenizer = _text_tokenizer(run, recipe, corpus)
         image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"))
-        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress, neighbours=neighbours)
+        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
     return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer)
 
 
@@ -359,7 +358,7 @@ def _text_tokenizer(run: Run, recipe: Mapping[str, Any], corpus: Corpus) -> Toke
 
 def _prepared(
     run: Run, recipe: Mapping[str, Any], corpus: Corpus, text_tokenizer: Tokenizer, image_tokenizer: ImageTokenizer,
-    progress: Progress | None, *, neighbours: str = "neighbours",
+    progress: Progress | None,
 ) -> PreparedDocuments:  # fmt: skip
     """Documents as tokens, with neighbours where the recipe retrieves; prepared once a run."""
     from ..generators.cm3.model import fingerprint
@@ -380,7 +379,7 @@ def _prepared(
     _check_kept(recipe, objective)
     found = prepare_neighbours(
         DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
-        settings, folder=run.prepared, name=neighbours, digest=corpus.digest, progress=progress,
+        settings, folder=run.prepared, digest=corpus.digest, progress=progress,
     )  # fmt: skip
     return replace(prepared, neighbours=found)
 
