@@ -225,3 +225,18 @@ def test_a_torn_record_of_a_stage_is_named(run):
         path.write_text(torn)
         with pytest.raises(CheckpointError, match=re.escape(str(path))):
             check_same_recipe(run.folder / "generator", "generator", RECIPE)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "there", "device"), [("auto", True, "cuda"), ("cpu", True, "cpu"), ("auto", False, "cpu")]
+)
+def test_pictures_become_tokens_on_a_gpu_where_there_is_one(run, monkeypatch, wanted, there, device):
+    import torch
+
+    from racm3.generators.cm3.image_tokenizer import ImageTokenizer
+
+    loaded = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(ImageTokenizer, "load", lambda path, device="cpu": loaded.append(device) or Codes())
+    runs.generator_inputs(run, {**RECIPE, "trainer": {"device": wanted}}, corpus())
+    assert loaded == [device, "cpu"]

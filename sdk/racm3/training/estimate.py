@@ -67,10 +67,8 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
 
     What is prepared in the run already (image tokenizer, text tokenizer, documents) is looked at, the rest assumed.
     """
-    import torch
-
     from .generator import ObjectiveSettings, generator_settings
-    from .hardware import matrix_peak, training_operations
+    from .hardware import device_for, matrix_peak, training_operations
 
     model, trainer = generator_settings(recipe)
     objective, size = read_table(ObjectiveSettings, recipe, "objective"), model.shape
@@ -88,7 +86,7 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     document = round(image_tokens + text_tokens) + 7  # the control tokens of a captioned picture with one span masked
     lengths = [document * (k + 1) for k in objective.k]
     of_a_batch = np.repeat(lengths, objective.batch_size) / len(objective.k)
-    here = "cuda" if torch.cuda.is_available() and trainer.device != "cpu" else "cpu"
+    here = device_for(trainer.device)
     if gpus is not None and here == "cpu":
         peak = HOPPER_PEAK
         assumed.append("GPUs with the published bf16 peak of an H200, as there is none here to measure")

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from ..generators.cm3.model import Size
 
 
+def device_for(wanted: str) -> str:
+    """Where work is done that is not shared out: "cuda" where there is one, unless a recipe wants the "cpu"."""
+    import torch
+
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 @cache
 def matrix_peak(device: str, precision: str, seconds: float = 0.2) -> float:
     """The fastest that this device multiplied large matrices just now, in floating-point operations a second.

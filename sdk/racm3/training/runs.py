@@ -25,6 +25,7 @@ from ..errors import CheckpointError, ConfigError, WeightsNotFound, nearest
 from ..interfaces import Progress, Retriever
 from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
 from .dataset import DataSettings, open_dataset
+from .hardware import device_for
 from .recipe import read_recipe, read_table
 from .run_files import read_json, reading, write_json
 from .sources import corpus_of
@@ -326,9 +327,11 @@ def generator_inputs(
 
     with main_process_first(recipe):
         text_tokenizer = _text_tokenizer(run, recipe, corpus)
-        image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"))
-        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
-    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer)
+        path, device = run.model("image-tokenizer"), device_for(recipe.get("trainer", {}).get("device", "auto"))
+        encoding = ImageTokenizer.load(path, device=device)
+        prepared = _prepared(run, recipe, corpus, text_tokenizer, encoding, progress)
+    prepared = replace(prepared, held_out=_few(corpus.held_out))
+    return GeneratorInputs(prepared, text_tokenizer, ImageTokenizer.load(path))
 
 
 _STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {
