@@ -15,6 +15,7 @@ from racm3.training.clip_checkpoint import END, PADDING, clip_tokenizer
 from racm3.training.data import TrainingSet
 from racm3.training.retriever import RetrieverSettings, RetrieverStage, retrieval_figures, train_retriever
 from racm3.training.retriever_batches import PairSampler, TextViews, augment, draw_batch
+from racm3.training.runs import check_recipe
 from racm3.training.text_tokenizer import train_text_tokenizer
 
 COLOURS = {
@@ -241,6 +242,26 @@ def test_figures_of_a_perfect_and_of_a_blind_encoder():
     assert set(retrieval_figures(perfect, DATA, HELD_OUT).values()) == {1.0}
     same = lambda things: np.ones((len(things), 4), np.float32) / 2  # noqa: E731
     assert retrieval_figures((same, same), DATA, HELD_OUT)["name_to_document"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("tower", "change", "message"),
+    [
+        ("text_cfg", {"heads": 3}, "divisible"), ("text_cfg", {"widht": 3}, "widht"),
+        ("vision_cfg", {"patch_size": 0}, "cannot build"), ("vision_cfg", {"image_size": "big"}, "needs embed_dim"),
+        ("vision_cfg", {"timm_model_name": "nope"}, "nope"),
+    ],
+)  # fmt: skip
+def test_an_architecture_that_open_clip_cannot_build_is_found_out_before_documents_are_read(tower, change, message):
+    sound = recipe()
+    before = json.dumps(sound)
+    check_recipe("retriever", sound)
+    assert json.dumps(sound) == before  # it is what is written down
+    wrong = recipe()
+    wrong["model"]["architecture"][tower] |= change
+    with pytest.raises(ConfigError, match=message) as raised:
+        check_recipe("retriever", wrong)
+    assert raised.value.hint
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,36 @@ class RetrieverSettings(BaseModel):
     weight_format: WeightFormat = Field("float16", description="of the exported model: float32, float16 or bfloat16")
 
 
+def check_architecture(architecture: Mapping[str, Any]) -> None:
+    """`ConfigError` for one that open_clip cannot build; no weights are made for it."""
+    _sizes(architecture)
+    with torch.device("meta"):
+        _clip(architecture)
+
+
+def _sizes(architecture: Mapping[str, Any]) -> tuple[int, int]:
+    """The side of its pictures in pixels, and the length of its texts in tokens, which is 32 unless it says so."""
+    try:
+        size, length = architecture["vision_cfg"]["image_size"], architecture["text_cfg"].get("context_length", 32)
+        return int(size), int(length)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(
+            "A CLIP architecture needs embed_dim, vision_cfg with image_size, and text_cfg.",
+            "There is one in examples/recipes/retriever.toml.",
+        ) from error
+
+
+def _clip(architecture: Mapping[str, Any]) -> CLIP:
+    known = {name: value for name, value in architecture.items() if name != "custom_text"}
+    try:
+        return CLIP(**copy.deepcopy(known))
+    except Exception as error:  # whatever its parts raise
+        raise ConfigError(
+            f"open_clip cannot build this architecture: {type(error).__name__}: {error}",
+            "There is one in examples/recipes/retriever.toml.",
+        ) from error
+
+
 class RetrieverStage(Stage):
     """Trains an open_clip model from nothing; held-out figures on things that it never saw."""
 
@@ -67,25 +97,14 @@ class RetrieverStage(Stage):
         seed: int = 0,
     ) -> None:
         self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
-        try:
-            context_length = int(settings.architecture["text_cfg"].setdefault("context_length", 32))
-            self.size = int(settings.architecture["vision_cfg"]["image_size"])
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ConfigError(
-                "A CLIP architecture needs embed_dim, vision_cfg with image_size, and text_cfg."
-            ) from error
+        self.size, context_length = _sizes(settings.architecture)
         self.tokenizer = clip_tokenizer(tokenizer, context_length)
         self.architecture = with_vocabulary(settings.architecture, self.tokenizer)
         self._pairs, self._views = PairSampler(data), TextViews(data)
         self._loss = ClipLoss()
 
     def build(self) -> torch.nn.Module:
-        known = {name: value for name, value in self.architecture.items() if name != "custom_text"}
-        try:
-            model = CLIP(**copy.deepcopy(known))
-        except TypeError as error:
-            raise ConfigError(f"open_clip cannot build this architecture: {error}.") from error
-        return model.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+        return _clip(self.architecture).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
     def tokens(self, texts: Sequence[str]) -> torch.Tensor:
         """Token ids, int64 [n, context length]."""

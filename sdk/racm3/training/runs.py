@@ -145,6 +145,10 @@ def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
         for table, settings in settings_of(kind).items():
             if (kind, table) != ("generator", "trainer"):  # whose learning rate may be that of the model's size
                 read_table(settings, recipe, table)
+        if kind == "retriever":
+            from .retriever import check_architecture
+
+            check_architecture(recipe["model"]["architecture"])
         data = read_table(DataSettings, recipe, "data")
         if kind == "image-tokenizer" and ":" not in data.source:
             _check_size(recipe, data.size)
