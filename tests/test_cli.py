@@ -669,3 +669,11 @@ def test_every_key_of_a_recipe_is_explained(run, stage):
 def test_keys_of_no_stage_are_told(run):
     code, _, said = run("train", "keys", "generatr")
     assert code == 1 and "Did you mean 'generator'?" in said
+
+
+def test_a_run_that_cannot_be_written_is_said_at_once(run, tmp_path):
+    recipe = Path(__file__).parents[1] / "examples" / "recipes" / "generator.toml"
+    (tmp_path / "file").write_text("")
+    for folder in ("/proc/x", str(tmp_path / "file")):
+        code, _, err = run("train", "generator", str(recipe), "--run", folder)
+        assert code == 1 and f"{folder} cannot be written" in err.replace("\n", "") and "Give another --run." in err

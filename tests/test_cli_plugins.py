@@ -230,3 +230,11 @@ def test_show_prints_a_pipeline_file_with_everything_filled_in(shelf: Path, run,
     told = json.loads(out)
     assert code == 0 and told["memory"]["distribution"] == "racm3-shelf 1.0"
     assert told["generator"] == {"name": "painting", "distribution": "racm3-toy 1.0", "settings": {"size": 16}}
+
+
+def test_a_component_that_needs_a_setting_says_so_once_and_keeps_no_others_from_being_checked(shelf: Path, run):
+    code, out, err = run("plugins", "check", "clip")
+    assert code == 1 and out == "" and err.count("pretrained must say") == 1
+    code, out, err = run("plugins", "check", "racm3", "--json")
+    assert "retriever racm3:clip is not checked" in err and "generator racm3:cm3 is not checked" in err
+    assert {"racm3:diverse", "racm3:topk"} <= {one["name"] for one in json.loads(out)}

@@ -94,8 +94,8 @@ VECTORS = {
     "narrow": ("found[:, :-1]", "gave vectors of shape (1, 63), not (1, 64)"),
     "none at all": ("found[:0]", "gave vectors of shape (0, 64)"),
     "flat": ("found[0]", "gave vectors of shape (64,)"),
-    "a list": ("found.tolist()", "gave vectors of shape None"),
-    "nothing": ("None", "gave vectors of shape None"),
+    "a list": ("found.tolist()", "gave list, not an array of shape (1, 64)"),
+    "nothing": ("None", "gave NoneType, not an array of shape"),
     "float64": ("found.astype(float)", "dtype float64, not float32"),
     "objects": ("found.astype(object)", "dtype object"),
     "a little too long": ("found * np.float32(1.005)", "not finite and of unit norm"),
@@ -386,4 +386,4 @@ def test_a_class_that_is_used_directly_is_named_by_its_module():
 
     with pipeline(retriever=Blind()) as made, pytest.raises(PluginError) as raised:
         made.search("fox")
-    assert raised.value.message.startswith(f"{__name__}.test_a_class") and "Blind gave vectors" in raised.value.message
+    assert raised.value.message.startswith(f"{__name__}.test_a_class") and "Blind gave NoneType" in raised.value.message

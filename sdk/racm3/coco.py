@@ -55,6 +55,18 @@ def read_coco(listing: Path, on_skip: OnSkip) -> list[CocoPicture]:
     return found
 
 
+def coco_pictures(listing: Path, images: str | Path | None, name: str, mend: str) -> Path:
+    """The folder of the pictures of a listing: `images`, or else beside it or where COCO has them, where there is one of that
+    name. Raises `ConfigError` where there is none; mend: what to do then."""
+    split = listing.stem.rpartition("_")[2]
+    beside = [listing.parent, listing.parent.parent / split, listing.parent / split]
+    tried = [Path(images).expanduser()] if images else beside
+    for folder in tried:
+        if (folder / name).is_file():
+            return folder
+    raise ConfigError(f"{name}, of {listing}, is not in {', '.join(str(folder) for folder in tried)}.", mend)
+
+
 def _values(entry: object, *names: str) -> list[str]:
     """Numbers and texts of an object, all as texts; `InvalidDocument` where one of them is neither."""
     if not isinstance(entry, Mapping):

@@ -65,8 +65,10 @@ def checked_vectors(retriever: object, vectors: Any, *, count: int, dim: int) ->
 
     from .memories.vectors import UNIT_NORM
 
-    if not isinstance(vectors, np.ndarray) or vectors.shape != (count, dim):
-        raise _fault(retriever, f"gave vectors of shape {getattr(vectors, 'shape', None)}, not ({count}, {dim})")
+    if not isinstance(vectors, np.ndarray):
+        raise _fault(retriever, f"gave {type(vectors).__name__}, not an array of shape ({count}, {dim})")
+    if vectors.shape != (count, dim):
+        raise _fault(retriever, f"gave vectors of shape {vectors.shape}, not ({count}, {dim})")
     if vectors.dtype != np.float32:
         raise _fault(retriever, f"gave vectors of dtype {vectors.dtype}, not float32")
     # A NaN or an infinity makes its norm one too, which is not close to 1. Near 1 a square is off by twice as much.

@@ -90,7 +90,7 @@ class PluginInfo:
 def describe(error: BaseException) -> str:
     """An error in one phrase. Its text is the plugin's own code, which may fail as well."""
     try:
-        return f"{type(error).__name__}: {error}".rstrip(": ")
+        return f"{type(error).__name__}: {error}".rstrip(":. ")
     except Exception:
         return type(error).__name__
 

@@ -151,7 +151,8 @@ class Pipeline(Tasks):
         )  # fmt: skip
 
     def search(self, query: str | Document | Picture, k: int = 10, where: Where | None = None) -> list[Hit]:
-        """The k documents nearest to a text, a picture (a `Path` is a picture's), or a document with both; best first."""
+        """The k documents nearest to a text, a picture (a `Path` is a picture's), or a document with both; best first. Their
+        `document` is read when it is first looked at, from the memory, which has to be open then."""
         _check_count("k", k, least=0)
         check_filter(where)
         shown = without_blanks(_as_document(query))

@@ -112,7 +112,9 @@ def test_another_recipe_in_the_same_folder_is_refused(make):
     ablation, corpus = make("k")
     whole(ablation, corpus)
     other, _ = make("k", learning_rate=1e-3)
-    with pytest.raises(ConfigError, match=r"ours-0 was trained by another recipe: \[trainer\] differs") as raised:
+    with pytest.raises(
+        ConfigError, match=r"ours-0 was trained by another recipe: \[trainer\] learning_rate differs"
+    ) as raised:
         whole(other, corpus)
     assert "--out" in raised.value.hint
 

@@ -46,7 +46,7 @@ def test_an_analysis_from_a_recipe(command, toy_run: Path):
     assert str(toy_run / "ablation" / "index.html") in out.replace("\n", "")
     assert "ours, seed 0" not in err  # nothing is trained again
     code, _, err = command(*asked, learning_rate=0.5)
-    assert code == 1 and "trained by another recipe: [trainer] differs" in err and "--out" in err
+    assert code == 1 and "trained by another recipe: [trainer] learning_rate differs" in err and "--out" in err
 
 
 def test_a_dry_run_lists_what_would_be_trained_and_trains_nothing(command, toy_run: Path):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from racm3 import Document, Image, Options, Pipeline
-from racm3.errors import ConfigError, DuplicateDocument, GenerationError
+from racm3.errors import CheckpointError, ConfigError, DuplicateDocument, GenerationError
 from racm3.evaluation.evaluate import Evaluation, evaluate
 from racm3.evaluation.grounding import Grounding, answers
 from racm3.evaluation.learning import measure_learning
@@ -202,6 +203,43 @@ def test_a_caption_that_the_model_cannot_hold_is_passed_over_and_listed(pipeline
     assert figures["pairs"] == len(pairs) and figures["skipped"] == ["the long one: The prompt is too long."]
     pipeline.generator = PaintingGenerator()
     assert evaluate(pipeline, pairs).figures["skipped"] == []
+
+
+class Narrow(PaintingGenerator):
+    """Holds one document, and says so; it looks at no others."""
+
+    def generate(self, requests: Sequence[Request], *, options: Options) -> list[list[Output]]:
+        cut = [replace(request, context=request.context[:1]) for request in requests]
+        made = super().generate(cut, options=options)
+        return [
+            [replace(output, grounded_on=(0,) if request.context else None) for output in outputs]
+            for request, outputs in zip(requests, made, strict=True)
+        ]
+
+
+def test_documents_that_did_not_fit_are_told_and_in_the_report(pairs: list[Pair], tmp_path: Path) -> None:
+    with filled() as made:
+        made.generator = Narrow()
+        found = evaluate(made, pairs, k=5)
+        assert any("Not all 5 documents fit" in note and ": 12 answers" in note for note in found.figures["notes"])
+        assert not any("documents fit" in note for note in evaluate(made, pairs, k=1).figures["notes"])
+    *_, page = write_report(found, tmp_path)  # the memory is closed by now
+    assert "2/red kite" in page.read_text(encoding="utf-8") or "red kite 2" in page.read_text(encoding="utf-8")
+
+
+def test_one_entity_alone_is_told(pipeline: Pipeline, pairs: list[Pair]) -> None:
+    said = "All pairs are of one entity"
+    one = [replace(pair, entity="one") for pair in pairs]
+    for given, expected in ((one, True), (pairs, False)):
+        assert (said in " ".join(evaluate(pipeline, given).figures["notes"])) is expected
+
+
+def test_a_file_that_holds_no_inception_weights_is_named(pipeline: Pipeline, pairs: list[Pair], tmp_path: Path) -> None:
+    pytest.importorskip("torch_fidelity")
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    with pytest.raises(CheckpointError, match=r"picture\.png holds no Inception weights") as raised:
+        evaluate(pipeline, pairs, inception=tmp_path / "picture.png")
+    assert "weights-inception" in raised.value.hint
 
 
 class OfItsOwn(Options):

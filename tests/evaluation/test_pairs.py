@@ -59,6 +59,22 @@ def test_a_jsonl_file_with_entities(tmp_path: Path) -> None:
         read_pairs(tmp_path / "wanted.jsonl", entity="which")
 
 
+def test_an_entity_that_is_null_is_none(tmp_path: Path) -> None:
+    save(tmp_path / "kite.png")
+    line = {"image": "kite.png", "text": "a kite", "metadata": {"what": None}}
+    (tmp_path / "all.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ConfigError, match=r"no metadata 'what'\. It has: path\."):
+        read_pairs(tmp_path / "all.jsonl", entity="what")
+
+
+def test_what_is_meant_by_a_folder_with_a_coco_listing_is_said(coco: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no pictures with captions") as raised:
+        read_pairs(coco.parent)
+    assert str(coco) in raised.value.hint
+    with pytest.raises(ConfigError, match="is for COCO captions JSON"):
+        read_pairs(coco.parent, images=tmp_path)
+
+
 def test_coco_gives_each_picture_all_its_captions(coco: Path) -> None:
     skipped: list[str] = []
     pairs = read_pairs(coco, on_skip=lambda where, error: skipped.append(where))

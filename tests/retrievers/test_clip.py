@@ -301,6 +301,14 @@ def test_what_a_model_setting_means(tmp_path, checkpoint):
     assert kind_of("./nowhere")[0] == "folder"
 
 
+def test_a_file_is_no_model_and_is_not_asked_for_on_a_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "red.png").write_bytes(b"")
+    with pytest.raises(WeightsNotFound, match="is a file, not a folder"):
+        find_source("pictures/red.png", None, None)
+
+
 def test_missing_weights_are_never_replaced_by_random_ones(copy_of, tmp_path):
     folder = copy_of()
     (folder / "open_clip_model.safetensors").unlink()

@@ -214,6 +214,29 @@ def test_rows_of_pictures_stay_on_disk_until_they_are_asked_for():
     assert [document.text for document in DocumentRows(data)[1:]] == ["y", "z"]
 
 
+def test_coco_pictures_are_looked_for_where_coco_has_them(tmp_path):
+    listing = coco(tmp_path)
+    with pytest.raises(ConfigError, match=r"red\.png, of .*captions\.json, is not in") as raised:
+        open_dataset(settings("coco", listing), tmp_path / "data")
+    assert raised.value.hint == "Say where the pictures are: [data] images."
+    listing.rename(tmp_path / "captions_val.json")
+    found = open_dataset(settings("coco", tmp_path / "captions_val.json"), tmp_path / "data")
+    assert len(found.data) == 2 * len(COLOURS)
+
+
+def test_a_function_that_fails_is_named(monkeypatch):
+    import sys
+    import types
+
+    module = types.ModuleType("failing")
+    module.boom, module.nothing = lambda stage: 1 / 0, lambda: None
+    monkeypatch.setitem(sys.modules, "failing", module)
+    for name, message in (("boom", "'failing:boom' raised ZeroDivisionError"), ("nothing", "raised TypeError")):
+        with pytest.raises(ConfigError, match=message) as raised:
+            corpus_of(f"failing:{name}", "retriever")
+        assert "name of a stage" in raised.value.hint
+
+
 def test_a_function_may_be_the_source(monkeypatch):
     import sys
     import types

@@ -240,3 +240,18 @@ def test_pictures_become_tokens_on_a_gpu_where_there_is_one(run, monkeypatch, wa
     monkeypatch.setattr(ImageTokenizer, "load", lambda path, device="cpu": loaded.append(device) or Codes())
     runs.generator_inputs(run, {**RECIPE, "trainer": {"device": wanted}}, corpus())
     assert loaded == [device, "cpu"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_torn_model_of_a_stage_is_named_with_what_writes_it_anew(run, name):
+    from safetensors.numpy import save_file
+
+    model = run.model("image-tokenizer")
+    save_file({"weight": np.ones(64, np.float32)}, model / "model.safetensors")
+    (model / "config.json").write_text(json.dumps({"size": 8}))
+    assert run.model("image-tokenizer") == model
+    runs.record(model.parent, "image-tokenizer", {})
+    (model / name).write_bytes((model / name).read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=re.escape(str(model / name))) as raised:
+        run.model("image-tokenizer")
+    assert "racm3 train resume" in raised.value.hint

@@ -156,6 +156,7 @@ def train(
     from .stages import STAGES, Run, recipes_for, train_stage
     from .world import build as build_world
 
+    check_folder(run, "--run")
     chosen = Run(run, recipes_for(hardware), build_world())
     figures: dict[str, Any] = {}
     for stage in stages or STAGES:

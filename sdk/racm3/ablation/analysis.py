@@ -28,8 +28,8 @@ from ..training.account import read_lines
 from ..training.data import Corpus
 from ..training.neighbours import NeighbourSettings
 from ..training.recipe import read_table
-from ..training.run_files import read_json, write_json
-from ..training.runs import GeneratorInputs, Run, generator_inputs, record, recorded, retriever_of
+from ..training.run_files import check_model, read_json, write_json
+from ..training.runs import GeneratorInputs, Run, differing, generator_inputs, record, recorded, retriever_of
 from .measure import Bench
 from .rows import NO_DROPOUT, Condition, Model, Plan, changed
 
@@ -91,10 +91,9 @@ class Ablation:
             if state == "waiting" or not (folder / "stage.json").is_file():
                 continue
             before, now = recorded(folder)[1], self.recipe(model, seed)
-            differing = sorted(table for table in {*before, *now} if before.get(table) != now.get(table))
-            if differing:
+            if changed_keys := differing(before, now):
                 raise ConfigError(
-                    f"{folder} was trained by another recipe: {', '.join(f'[{table}]' for table in differing)} differs.",
+                    f"{folder} was trained by another recipe: {', '.join(changed_keys)} differs.",
                     "Give the steps and the recipe that the analysis was begun with, or another --out.",
                 )
 
@@ -190,7 +189,9 @@ def _measure(
 ) -> None:
     from ..generators.cm3.generator import Cm3Generator
 
-    generator = Cm3Generator(checkpoint=ablation.folder(model.name, seed) / "model")
+    folder = ablation.folder(model.name, seed)
+    check_model(folder / "model", f"Delete {folder}: it is trained again.")
+    generator = Cm3Generator(checkpoint=folder / "model")
     for done, condition in enumerate(conditions):
         if progress is not None:
             progress(done, len(conditions), f"{model.name}, seed {seed}: measured with {condition.name}")

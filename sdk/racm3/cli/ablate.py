@@ -128,7 +128,7 @@ def _list(ablation: Ablation, as_json: bool) -> None:
         output.print_json(found)
         return
     output.table(
-        ["model", "seed", "parameters", "steps", "time left", "", "measured with"],
+        ["model", "seed", "parameters", "steps", "time left", "state", "measured with"],
         [
             [one["model"], str(one["seed"]), f"{one['parameters'] / 1e6:.1f} M", str(one["steps"]), duration(one["seconds"]), one["state"], ", ".join(one["conditions"])]
             for one in found["runs"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..discovery import canonical
-from ..errors import ConfigError, PluginNotFound
+from ..errors import ConfigError, PluginNotFound, RACM3Error, WeightsNotFound
 from ..hookspecs import INTERFACES, Component
 from ..registry import registry
 from . import output
@@ -41,9 +41,16 @@ def check(
 
     given = parse_settings(settings)
     reports = []
-    for component, known_as in _named(name):
+    found, unmade = _named(name), list[tuple[str, RACM3Error]]()
+    for component, known_as in found:
         chosen = {**_of_pipeline(component, config, preset), **given}
-        contract, made_with = contract_of(component, known_as, chosen)
+        try:
+            contract, made_with = contract_of(component, known_as, chosen)
+        except (ConfigError, WeightsNotFound) as error:
+            unmade.append((f"{component.kind} {known_as}", error))
+            if len(unmade) == len(found):  # nothing is left to check
+                raise
+            continue
         if not as_json:
             output.answer_console().print(f"{component.kind} {known_as}, {component.target}", soft_wrap=True)
         verdicts = []
@@ -54,6 +61,8 @@ def check(
         reports.append(_report(component, known_as, verdicts))
         if not as_json:
             output.answer_console().print(_summary(verdicts), soft_wrap=True)
+    for what, error in unmade:
+        output.note(f"{what} is not checked: {error}")
     if as_json:
         output.print_json(reports)
     if any(report["failed"] for report in reports):

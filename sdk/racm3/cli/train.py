@@ -11,6 +11,7 @@ import typer
 
 from . import output
 from .options import JsonOption
+from .writing import check_folder
 
 train = typer.Typer(
     no_args_is_help=True,
@@ -78,7 +79,7 @@ def keys(
     stage: Annotated[str, typer.Argument(help="image-tokenizer, retriever or generator.")] = "generator",
     as_json: JsonOption = False,
 ) -> None:
-    """Every key of a stage's recipe, with what it is when it is left out. [retriever] is as in a pipeline file."""
+    """Every key of a stage's recipe, with what it is when it is left out; a retriever's own table is as in a pipeline file."""
     from ..training.runs import check_tables, settings_of
 
     check_tables(stage, {})
@@ -110,8 +111,7 @@ def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> Non
 
     if name and (Path(name).name != name or name.startswith(".") or name in ("data", "prepared", *{*TABLES} - {kind})):
         raise typer.BadParameter(f"{name!r} is no name for a {kind} in the run's folder", param_hint="--name")
-    if folder.exists() and not folder.is_dir():
-        raise typer.BadParameter(f"{folder} is a file, not a folder", param_hint="--run")
+    check_folder(folder, "--run")
     recipe = read_stage_recipe(path)
     check_recipe(kind, recipe)
     check_same_recipe(folder / (name or kind), kind, recipe)

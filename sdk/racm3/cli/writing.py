@@ -19,14 +19,16 @@ def check_file(path: Path) -> None:
     _check(path, path.parent, is_folder=False)
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: Path, option: str = "--out") -> None:
     """The same for files in a folder, which may be missing."""
-    _check(path, path, is_folder=True)
+    _check(path, path, is_folder=True, option=option)
 
 
-def cannot_write(path: Path, error: OSError | ValueError) -> ConfigError:
+def cannot_write(path: Path, error: OSError | ValueError, option: str = "--out") -> ConfigError:
     """What to raise when writing failed after all."""
-    return ConfigError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.", "Give another --out.")
+    return ConfigError(
+        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.", f"Give another {option}."
+    )
 
 
 def save_picture(image: Image, path: Path) -> None:
@@ -39,7 +41,7 @@ def save_picture(image: Image, path: Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _check(path: Path, folder: Path, *, is_folder: bool) -> None:
+def _check(path: Path, folder: Path, *, is_folder: bool, option: str = "--out") -> None:
     try:
         if path.exists() and path.is_dir() != is_folder:
             code = errno.ENOTDIR if is_folder else errno.EISDIR
@@ -52,4 +54,4 @@ def _check(path: Path, folder: Path, *, is_folder: bool) -> None:
         with tempfile.TemporaryFile(dir=folder):
             pass
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise cannot_write(path, error) from error
+        raise cannot_write(path, error, option) from error

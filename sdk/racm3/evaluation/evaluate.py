@@ -7,6 +7,7 @@ write_report(evaluation, Path("report"))
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,16 +99,18 @@ def evaluate(
     compared = conditions(Grounding(pipeline, pairs, k), vanilla)
     tick = _ticker(progress, len(compared) * len(pairs) * (seeds + 1 + 2))
     entities = [pair.entity for pair in pairs]
-    notes = _notes(judge.encoder == pipeline.retriever.encoder, weights, len(pairs))
+    notes, cut = _notes(judge.encoder == pipeline.retriever.encoder, weights, entities), Counter[str]()
 
     drawings, chosen = DrawingMetrics(pairs, judge, weights), _spread(len(pairs))
     samples = [Sample(pairs[i], tuple(compared[0].requests["image"][i].context)) for i in chosen]
+    for hit in (hit for sample in samples for hit in sample.hits):
+        _ = hit.document  # read now: whoever writes the report may have closed the memory
     pictures: dict[str, dict[str, Figure]] = {}
     texts: dict[str, dict[str, Figure]] = {}
     tokenizer = "plain"
     for condition in compared:
         drawn = [
-            _answers(condition, "image", options.model_copy(update={"n": 1, "seed": seed}), tick)
+            _answers(condition, "image", options.model_copy(update={"n": 1, "seed": seed}), tick, cut)
             for seed in range(seeds)
         ]
         pictures[condition.name] = {
@@ -116,7 +119,7 @@ def evaluate(
         greedy = type(options)(
             temperature=0, max_text_tokens=_CAPTION_TOKENS, context_guidance=options.context_guidance
         )
-        written = _answers(condition, "text", greedy, tick)
+        written = _answers(condition, "text", greedy, tick, cut)
         texts[condition.name], tokenizer = caption_figures(written, pairs)
         texts[condition.name]["perplexity"] = _perplexity(condition, "text", pairs, entities, tick)
         for sample, i in zip(samples, chosen, strict=True):
@@ -127,6 +130,8 @@ def evaluate(
         texts["top_document"], _ = caption_figures(said, pairs)
     if "top_document" not in pictures or "top_document" not in texts:
         notes.append("The retrieval baseline is left out where a prompt found no document with a picture, or a text.")
+    if count := cut["ra_cm3"]:
+        notes.append(f"Not all {k} documents fit into the generator's context: {count} answers rest on fewer.")
     if tokenizer == "plain":
         notes.append("CIDEr and BLEU by a plain tokenizer, as there is no Java: not comparable with published rows.")
     figures: dict[str, Any] = {
@@ -165,8 +170,10 @@ def _held(generators: Sequence[Generator], pairs: Sequence[Pair]) -> tuple[list[
     return kept, told
 
 
-def _notes(own: bool, weights: Path | None, count: int) -> list[str]:
-    notes = []
+def _notes(own: bool, weights: Path | None, entities: Sequence[str]) -> list[str]:
+    notes, count = list[str](), len(entities)
+    if len(set(entities)) == 1:
+        notes.append("All pairs are of one entity: every drawing counts as right, and recall@1 and MRR say nothing.")
     if own:
         notes.append(
             "Drawings are judged by the encoder that also retrieves, which favours what it found: give another, --encoder."
@@ -182,12 +189,15 @@ def _notes(own: bool, weights: Path | None, count: int) -> list[str]:
     return notes
 
 
-def _answers(condition: Condition, blank: Blanked, options: Options, tick: Callable[[int, str], None]) -> list[Any]:
-    """A picture, or a text, for each request."""
+def _answers(
+    condition: Condition, blank: Blanked, options: Options, tick: Callable[[int, str], None], cut: Counter[str]
+) -> list[Any]:
+    """A picture, or a text, for each request. cut: of each condition, answers that rest on fewer documents than were given."""
     made: list[Any] = []
     for part in _chunks(condition.requests[blank]):
-        for outputs in condition.generator.generate(part, options=options):
-            document = outputs[0].document
+        for request, outputs in zip(part, condition.generator.generate(part, options=options), strict=True):
+            document, seen = outputs[0].document, outputs[0].grounded_on
+            cut[condition.name] += seen is not None and len(seen) < len(request.context)
             made.append(document.images[-1] if blank == "image" else document.texts[0])
         tick(len(part), f"{condition.name}, {blank}")
     return made

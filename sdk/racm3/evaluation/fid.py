@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..document import Image
-from ..errors import ConfigError, WeightsNotFound
+from ..errors import CheckpointError, ConfigError, WeightsNotFound
 
 # As torch-fidelity publishes them: the network with which all published FIDs are computed.
 WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"
@@ -37,7 +37,13 @@ def inception_vectors(images: Sequence[Image], weights: Path, *, batch_size: int
     require_torchmetrics()
     from torchmetrics.image.fid import NoTrainInceptionV3
 
-    network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    try:
+        network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
+    except Exception as error:  # torch, zipfile and pickle each raise their own
+        raise CheckpointError(
+            f"{weights} holds no Inception weights: {str(error).strip().splitlines()[0]}",
+            f"The file is {WEIGHTS}, of torch-fidelity.",
+        ) from error
     vectors = []
     for start in range(0, len(images), batch_size):
         pixels = np.stack([image.square(_SIZE) for image in images[start : start + batch_size]])

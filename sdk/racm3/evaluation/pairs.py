@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..coco import read_coco
+from ..coco import coco_pictures, read_coco
 from ..collection import OnSkip, read_folder
 from ..document import Document, Image
 from ..errors import ConfigError, InvalidDocument, RACM3Error
@@ -58,6 +58,8 @@ def read_pairs(
     there is nothing to evaluate on.
     """
     source, skip = Path(path).expanduser(), on_skip or _log
+    if images is not None and source.suffix.lower() != ".json":
+        raise ConfigError("The folder of the pictures is for COCO captions JSON.", f"Leave it out for {source}.")
     if source.suffix.lower() == ".json":
         found: Iterable[Document] = _coco(source, images, limit, skip, progress)
     else:
@@ -70,7 +72,9 @@ def read_pairs(
         name = document.id if entity is None else _entity(document, entity)
         pairs.append(Pair(document.replace(parts=_first(document), id=document.id), document.texts, name))
     if not pairs:
-        raise ConfigError(f"There are no pictures with captions in {source}.", "Give a folder, or COCO captions JSON.")
+        listings = sorted(str(file) for file in source.glob("*.json")) if source.is_dir() else []
+        hint = f"Give the captions JSON itself: {listings[0]}." if listings else "Give a folder, or COCO captions JSON."
+        raise ConfigError(f"There are no pictures with captions in {source}.", hint)
     return [pairs[i] for i in _drawn(len(pairs), limit)]
 
 
@@ -79,8 +83,8 @@ def _first(document: Document) -> list[str | Image]:
 
 
 def _entity(document: Document, key: str) -> str:
-    if key not in document.metadata:
-        known = ", ".join(sorted(document.metadata)) or "none"
+    if document.metadata.get(key) is None:
+        known = ", ".join(sorted(name for name, value in document.metadata.items() if value is not None)) or "none"
         raise ConfigError(f"{document.id!r} has no metadata {key!r}. It has: {known}.", "Choose another --entity.")
     return str(document.metadata[key])
 
@@ -101,7 +105,7 @@ def _coco(
     if not named:
         raise ConfigError(f"{listing} has captions of none of its {len(listed)} pictures.")
     named = [named[i] for i in _drawn(len(named), limit)]
-    root = _coco_pictures(listing, images, named)
+    root = coco_pictures(listing, images, named[0][0], "Say where they are: --images FOLDER.")
     for done, (name, texts) in enumerate(named, start=1):
         try:
             path = (root / name).resolve()
@@ -114,22 +118,6 @@ def _coco(
             skip(name, error)
         if progress is not None:
             progress(done, len(named), name)
-
-
-def _coco_pictures(listing: Path, images: str | Path | None, named: list[tuple[str, list[str]]]) -> Path:
-    split = listing.stem.rpartition("_")[2]
-    tried = (
-        [Path(images).expanduser()]
-        if images
-        else [listing.parent, listing.parent.parent / split, listing.parent / split]
-    )
-    for folder in tried:
-        if (folder / named[0][0]).is_file():
-            return folder
-    raise ConfigError(
-        f"The pictures of {listing} are not in {', '.join(str(folder) for folder in tried)}.",
-        "Say where they are: --images FOLDER.",
-    )
 
 
 def _log(where: str, error: Exception) -> None:

@@ -135,7 +135,7 @@ def _setting(figures: dict[str, Any]) -> str:
     options = figures["options"]
     network = "Inception" if figures["fid_network"] == "inception" else "the evaluation encoder"
     return (
-        f"{figures['k']} documents a prompt, from a memory of {figures['memory']}; {figures['seeds']} drawings a prompt at "
+        f"{figures['k']} documents a prompt, from a memory of {figures['memory']}; {figures['seeds']} drawing{'s' * (figures['seeds'] > 1)} a prompt at "
         f"temperature {options['temperature']} and top-p {options['top_p']}; captions greedily; context guidance "
         f"{options['context_guidance']}. Every entity weighs the same; 95 % intervals, bootstrap over entities. FID in the "
         f"space of {network}; CMMD times 1000; CIDEr and BLEU times 100, by the {figures['caption_tokenizer']} tokenizer."

@@ -81,6 +81,8 @@ def kind_of(model: str) -> tuple[str, str]:
     path = Path(model).expanduser()
     if path.is_dir() or path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1:
         return "folder", str(path)
+    if "/" in model and path.exists():  # a file, which is no id of somebody's model
+        return "folder", str(path)
     # open_clip takes "ViT-B/32" for "ViT-B-32"; no organisation is called that way.
     if re.fullmatch(r"[\w.-]+/[\w.-]+", model) and not re.fullmatch(
         r"(ViT|RN|convnext|coca|EVA)[\w.-]*/[\w.-]+", model
@@ -91,7 +93,8 @@ def kind_of(model: str) -> tuple[str, str]:
 
 def _from_folder(folder: Path) -> ClipSource:
     if not folder.is_dir():
-        raise WeightsNotFound(f"There is no folder {folder}.", "Give a folder with open_clip_config.json and weights.")
+        what = f"{folder} is a file, not a folder." if folder.exists() else f"There is no folder {folder}."
+        raise WeightsNotFound(what, "Give a folder with open_clip_config.json and weights.")
     if not (folder / CONFIG).is_file():
         raise WeightsNotFound(f"{folder} holds no {CONFIG}.", "Give a folder that open_clip can open as local-dir.")
     config = _read_config(folder / CONFIG)

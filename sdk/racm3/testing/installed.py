@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from ..discovery import describe
-from ..errors import PluginLoadFailed
+from ..errors import ConfigError, PluginLoadFailed, WeightsNotFound
 from ..hookspecs import Component
 from ..interfaces import Generator, MemoryStore, Retriever, Sampler
 from ..registry import registry
@@ -74,6 +74,13 @@ def contract_of(component: Component, name: str, settings: Mapping[str, Any]) ->
     if not component.contract:
         placed = _placed(name, Path()) if component.kind == "memory" else {}
         registry().validate(interface, name, {**settings, **placed})
+        try:  # once, before each rule says the same
+            if component.kind != "memory":
+                registry().create(interface, name, settings)
+        except (ConfigError, WeightsNotFound):
+            raise
+        except Exception:
+            pass  # whatever else is wrong with it the rules say
         return _GENERAL[component.kind], {"name": name, "settings": dict(settings)}
     module, _, attribute = component.contract.partition(":")
     try:

@@ -14,11 +14,13 @@ from ..errors import CheckpointError
 
 @contextmanager
 def reading(path: Path, mend: str) -> Iterator[None]:
-    """Whatever shows that a file is damaged while it is read, as `CheckpointError` that names it; mend: what helps."""
+    """Whatever shows that a file is damaged while it is read, as `CheckpointError` that names it; mend: what helps here."""
     from safetensors import SafetensorError
 
     try:
         yield
+    except CheckpointError as error:
+        raise CheckpointError(error.message, mend) from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read, it is damaged: {error}", mend) from error
 
@@ -30,6 +32,18 @@ def read_json(path: Path, mend: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise TypeError(f"it holds no object, but {found!r:.40}.")
     return found
+
+
+def check_model(folder: Path, mend: str) -> None:
+    """Raise `CheckpointError` when a file of a model is cut short or no JSON. Of weights no more than the header is read."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.rglob("*")):
+        if path.suffix == ".json":
+            read_json(path, mend)
+        elif path.suffix == ".safetensors":
+            with reading(path, mend), safe_open(path, "np"):
+                pass
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:

@@ -27,7 +27,7 @@ from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
 from .dataset import DataSettings, open_dataset
 from .hardware import device_for
 from .recipe import read_recipe, read_table
-from .run_files import read_json, reading, write_json
+from .run_files import check_model, read_json, reading, write_json
 from .sources import corpus_of
 
 if TYPE_CHECKING:
@@ -67,13 +67,16 @@ class Run:
         return self.folder / "prepared"
 
     def model(self, stage: str) -> Path:
-        """The trained model of a stage; `WeightsNotFound` if it is not there yet."""
+        """The trained model of a stage; `WeightsNotFound` if it is not there yet, `CheckpointError` if it is damaged."""
         path = self.folder / stage / "model"
         if not path.is_dir():
             raise WeightsNotFound(
                 f"{path} is missing: {stage} is not trained yet.",
                 f"Train it first: racm3 train {stage} RECIPE.toml --run {self.folder}",
             )
+        trained = (path.parent / "stage.json").is_file()
+        again = f"Write it anew from its state: racm3 train resume {path.parent}" if trained else "Copy it there again."
+        check_model(path, again)
         return path
 
 
@@ -236,12 +239,24 @@ def check_same_recipe(folder: Path, kind: str, recipe: Mapping[str, Any]) -> Non
         return
     kind_before, before = recorded(folder)
     plain = json.loads(json.dumps(dict(recipe), default=str))
-    changed = sorted(table for table in {*before, *plain} if before.get(table) != plain.get(table))
+    changed = differing(before, plain)
     if kind_before != kind or changed:
         raise ConfigError(
-            f"{folder} holds a run by another recipe: {', '.join(f'[{table}]' for table in changed) or kind_before} differs.",
+            f"{folder} holds a run by another recipe: {', '.join(changed) or kind_before} differs.",
             f"Go on with it: racm3 train resume {folder}. Or start anew with another --run or --name.",
         )
+
+
+def differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The keys, with their tables, in which two recipes differ; a table alone, which one of them lacks."""
+    found = []
+    for table in sorted({*before, *now}):
+        one, other = before.get(table), now.get(table)
+        if one is None or other is None:
+            found += [f"[{table}]"] if one != other else []
+        else:
+            found += [f"[{table}] {key}" for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
+    return found
 
 
 def record(folder: Path, kind: str, recipe: Mapping[str, Any]) -> None:
@@ -358,7 +373,8 @@ def _text_tokenizer(run: Run, recipe: Mapping[str, Any], corpus: Corpus) -> Toke
 
     path = run.prepared / "tokenizer.json"
     if path.is_file():
-        return load_text_tokenizer(path)
+        with reading(path, "Delete it: it is learnt again from the same texts."):
+            return load_text_tokenizer(path)
     texts = (corpus.data.texts[row] for row in corpus.training)
     return train_text_tokenizer(texts, read_table(TextSettings, recipe, "tokenizer").vocabulary, path)
 

@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ..coco import read_coco
+from ..coco import coco_pictures, read_coco
 from ..collection import OnSkip, document_from_line, image_in_folder, read_folder
 from ..document import Document, Image
 from ..errors import ConfigError, InvalidDocument, RACM3Error, nearest
@@ -53,9 +53,13 @@ def _jsonl(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Documen
 
 def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
     """One document a caption; all captions of a picture are one entity, in the order of the pictures."""
-    for picture in read_coco(path, on_skip):
+    pictures = read_coco(path, on_skip)
+    root = images or path.parent
+    if pictures and not any((root / picture.file).is_file() for picture in pictures):
+        root = coco_pictures(path, images, pictures[0].file, "Say where the pictures are: [data] images.")
+    for picture in pictures:
         try:
-            image, name = image_in_folder(images or path.parent, picture.file)
+            image, name = image_in_folder(root, picture.file)
             for number, text in picture.captions:
                 metadata = {"path": name, "entity": picture.id}
                 yield Document([text, image], id=f"{picture.id}#{number}", metadata=metadata)
@@ -119,7 +123,15 @@ def corpus_of(target: str, stage: str) -> Corpus:
         function = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"The source '{target}' cannot be imported: {error}.", "Write 'module:function'.") from error
-    corpus = function(stage)
+    try:
+        corpus = function(stage)
+    except RACM3Error:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"The source '{target}' raised {type(error).__name__}: {error}",
+            f"It is called with the name of a stage, here '{stage}', and gives a racm3.training.data.Corpus.",
+        ) from error
     if not isinstance(corpus, Corpus):
         raise ConfigError(f"The source '{target}' gave {type(corpus).__name__}, not a racm3.training.data.Corpus.")
     return corpus
