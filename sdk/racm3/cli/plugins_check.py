@@ -61,8 +61,8 @@ def check(
         reports.append(_report(component, known_as, verdicts))
         if not as_json:
             output.answer_console().print(_summary(verdicts), soft_wrap=True)
-    for what, error in unmade:
-        output.note(f"{what} is not checked: {error}")
+    for what, reason in unmade:
+        output.note(f"{what} is not checked: {reason}")
     if as_json:
         output.print_json(reports)
     if any(report["failed"] for report in reports):
