@@ -391,3 +391,34 @@ def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog
         memory.refresh()
         assert "is passed over" in caplog.text and memory._index.kind == kind
         assert_finds(memory, {document.id: VECTORS[n] for n, document in enumerate(DOCUMENTS[: N - 50])}, kind)
+
+
+def test_one_query_takes_one_thread_and_leaves_the_others_to_those_who_come_after(monkeypatch):
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS, VECTORS)
+        memory.reindex("ivf")
+        before, found, seen = faiss.omp_get_max_threads(), answers(memory, 5), []
+        searching = memory._index.faiss
+
+        class Watched:
+            def __getattr__(self, name):
+                return getattr(searching, name)
+
+            def search(self, queries, k, **options):
+                seen.append((len(queries), faiss.omp_get_max_threads()))
+                if k > 90:
+                    raise RuntimeError("failed")
+                return searching.search(queries, k, **options)
+
+        faiss.omp_set_num_threads(3)
+        monkeypatch.setattr(memory._index, "faiss", Watched())
+        try:
+            singly = [[(hit.id, hit.score) for hit in memory.search(query[None], k=5)[0]] for query in QUERIES]
+            assert singly == found == answers(memory, 5)
+            with pytest.raises(RuntimeError):
+                memory.search(QUERIES[:1], k=80)
+            assert faiss.omp_get_max_threads() == 3
+        finally:
+            faiss.omp_set_num_threads(before)
+        assert set(seen) == {(1, 1), (len(QUERIES), 3)}

@@ -43,8 +43,9 @@ def with_vocabulary(architecture: Mapping[str, Any], tokenizer: Tokenizer) -> di
     """An open_clip model configuration whose text tower fits a tokenizer of `clip_tokenizer`."""
     filled: dict[str, Any] = copy.deepcopy(dict(architecture))
     filled["text_cfg"].update(
-        context_length=len(tokenizer.encode("").ids), vocab_size=tokenizer.get_vocab_size(), pad_id=tokenizer.token_to_id(PADDING), eos_id=tokenizer.token_to_id(END),
-        pool_type="eos", hf_tokenizer_name="tokenizer.json",
+        context_length=len(tokenizer.encode("").ids), vocab_size=tokenizer.get_vocab_size(),
+        pad_id=tokenizer.token_to_id(PADDING), eos_id=tokenizer.token_to_id(END), pool_type="eos",
+        hf_tokenizer_name="tokenizer.json",
     )  # fmt: skip
     return filled
 
