@@ -89,7 +89,7 @@ def test_the_analysis_takes_the_recipe_of_the_generator_and_the_world(
 @pytest.mark.parametrize("hardware", ["cpu", "gpu"])
 def test_every_row_of_the_analysis_can_be_planned(hardware: str) -> None:
     recipe = stages.Run(Path("."), stages.recipes_for(hardware), World([], np.empty((0, 64, 64, 3), np.uint8)))
-    assert len(plan(recipe.analysed()).models) == 12
+    assert len(plan(recipe.analysed()).models) == 13
 
 
 def test_errors_say_what_there_is(world: World, tmp_path: Path) -> None:
