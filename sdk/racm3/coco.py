@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,16 +55,17 @@ def read_coco(listing: Path, on_skip: OnSkip) -> list[CocoPicture]:
     return found
 
 
-def coco_pictures(listing: Path, images: str | Path | None, name: str, mend: str) -> Path:
-    """The folder of the pictures of a listing: `images`, or else beside it or where COCO has them, where there is one of that
-    name. Raises `ConfigError` where there is none; mend: what to do then."""
+def coco_pictures(listing: Path, images: str | Path | None, names: Sequence[str], mend: str) -> Path:
+    """The folder in which most pictures of a listing are, by their names: `images`, or else beside it, or where COCO has
+    them. Raises `ConfigError` where none of them is; mend: what to do then."""
     split = listing.stem.rpartition("_")[2]
     beside = [listing.parent, listing.parent.parent / split, listing.parent / split]
     tried = [Path(images).expanduser()] if images else beside
-    for folder in tried:
-        if (folder / name).is_file():
-            return folder
-    raise ConfigError(f"{name}, of {listing}, is not in {', '.join(str(folder) for folder in tried)}.", mend)
+    found = [sum((folder / name).is_file() for name in names) for folder in tried]
+    if any(found):
+        return tried[found.index(max(found))]
+    places = ", ".join(str(folder) for folder in tried)
+    raise ConfigError(f"None of the {len(names)} pictures of {listing} is in {places}.", mend)
 
 
 def _values(entry: object, *names: str) -> list[str]:

@@ -216,9 +216,9 @@ def test_rows_of_pictures_stay_on_disk_until_they_are_asked_for():
 
 def test_coco_pictures_are_looked_for_where_coco_has_them(tmp_path):
     listing = coco(tmp_path)
-    with pytest.raises(ConfigError, match=r"red\.png, of .*captions\.json, is not in") as raised:
+    with pytest.raises(ConfigError, match=r"None of the 4 pictures of .*captions\.json is in") as raised:
         open_dataset(settings("coco", listing), tmp_path / "data")
-    assert raised.value.hint == "Say where the pictures are: [data] images."
+    assert raised.value.hint == "Say where they are: [data] images."
     listing.rename(tmp_path / "captions_val.json")
     found = open_dataset(settings("coco", tmp_path / "captions_val.json"), tmp_path / "data")
     assert len(found.data) == 2 * len(COLOURS)

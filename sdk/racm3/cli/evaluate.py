@@ -88,12 +88,12 @@ def evaluate(
                 options=given(temperature=temperature, top_p=top_p, context_guidance=context_guidance),
                 inception=inception, progress=progress,
             )  # fmt: skip
-            skipped += evaluation.figures["skipped"]
-            evaluation.figures["data"], evaluation.figures["skipped"] = str(data), skipped
-            try:
-                files = write_report(evaluation, out)
-            except OSError as error:
-                raise cannot_write(out, error) from error
+        skipped += evaluation.figures["skipped"]
+        evaluation.figures["data"], evaluation.figures["skipped"] = str(data), skipped
+        try:
+            files = write_report(evaluation, out)
+        except OSError as error:
+            raise cannot_write(out, error) from error
     if skipped:
         more = f"; and {len(skipped) - 5} more, in evaluation.json" if len(skipped) > 5 else ""
         output.note(f"{len(skipped)} passed over: " + "; ".join(skipped[:5]) + more)

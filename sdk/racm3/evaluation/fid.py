@@ -40,8 +40,9 @@ def inception_vectors(images: Sequence[Image], weights: Path, *, batch_size: int
     try:
         network = NoTrainInceptionV3("inception-v3-compat", ["2048"], str(weights))
     except Exception as error:  # torch, zipfile and pickle each raise their own
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f"{weights} holds no Inception weights: {str(error).strip().splitlines()[0]}",
+            f"{weights} holds no Inception weights: {why}",
             f"The file is {WEIGHTS}, of torch-fidelity.",
         ) from error
     vectors = []

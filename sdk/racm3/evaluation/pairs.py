@@ -58,10 +58,10 @@ def read_pairs(
     there is nothing to evaluate on.
     """
     source, skip = Path(path).expanduser(), on_skip or _log
-    if images is not None and source.suffix.lower() != ".json":
-        raise ConfigError("The folder of the pictures is for COCO captions JSON.", f"Leave it out for {source}.")
     if source.suffix.lower() == ".json":
         found: Iterable[Document] = _coco(source, images, limit, skip, progress)
+    elif images is not None:
+        raise ConfigError("The folder of the pictures is for COCO captions JSON.", f"Leave it out for {source}.")
     else:
         found = read_folder(source, on_skip=skip, progress=progress)
     pairs = []
@@ -105,7 +105,7 @@ def _coco(
     if not named:
         raise ConfigError(f"{listing} has captions of none of its {len(listed)} pictures.")
     named = [named[i] for i in _drawn(len(named), limit)]
-    root = coco_pictures(listing, images, named[0][0], "Say where they are: --images FOLDER.")
+    root = coco_pictures(listing, images, [name for name, _ in named], "Say where they are: --images FOLDER.")
     for done, (name, texts) in enumerate(named, start=1):
         try:
             path = (root / name).resolve()

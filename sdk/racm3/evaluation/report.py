@@ -133,9 +133,10 @@ def _cell(name: str, figure: dict[str, Any] | None, before: str = " (", after: s
 
 def _setting(figures: dict[str, Any]) -> str:
     options = figures["options"]
+    drawings = "1 drawing" if figures["seeds"] == 1 else f"{figures['seeds']} drawings"
     network = "Inception" if figures["fid_network"] == "inception" else "the evaluation encoder"
     return (
-        f"{figures['k']} documents a prompt, from a memory of {figures['memory']}; {figures['seeds']} drawing{'s' * (figures['seeds'] > 1)} a prompt at "
+        f"{figures['k']} documents a prompt, from a memory of {figures['memory']}; {drawings} a prompt at "
         f"temperature {options['temperature']} and top-p {options['top_p']}; captions greedily; context guidance "
         f"{options['context_guidance']}. Every entity weighs the same; 95 % intervals, bootstrap over entities. FID in the "
         f"space of {network}; CMMD times 1000; CIDEr and BLEU times 100, by the {figures['caption_tokenizer']} tokenizer."

@@ -49,7 +49,7 @@ class DiverseSampler(Sampler):
     def _against_query(self, hit: Hit, asked: set[str], vector: np.ndarray | None) -> Skip | None:
         if hit.hashes & asked:
             return Skip(hit, "same content as the query")
-        if self._too_close(hit.vector, vector):
+        if self._are_too_close(hit.vector, vector):
             return Skip(hit, "too close to the query")
         return None
 
@@ -57,10 +57,14 @@ class DiverseSampler(Sampler):
         for other in chosen:
             if hit.hashes & other.hashes - BLANKS:
                 return Skip(hit, "same content as a chosen document", because_of=other.id)
-            if self._too_close(hit.vector, other.vector):
+            if self._are_too_close(hit.vector, other.vector):
                 return Skip(hit, "too close to a chosen document", because_of=other.id)
         return None
 
-    def _too_close(self, one: np.ndarray | None, other: np.ndarray | None) -> bool:
+    def _are_too_close(self, one: np.ndarray | None, other: np.ndarray | None) -> bool:
+        return one is not None and other is not None and self.is_too_close(float(one @ other))
+
+    def is_too_close(self, product: float) -> bool:
+        """Whether an inner product of unit vectors is above the threshold."""
         # A sum of products may exceed 1 by rounding, which a threshold of 1 must not see.
-        return one is not None and other is not None and min(float(one @ other), 1.0) > self.threshold
+        return min(product, 1.0) > self.threshold

@@ -63,11 +63,6 @@ class NeighbourSettings(BaseModel):
         """The sampler that these settings name."""
         return DiverseSampler(self.threshold) if self.sampler == "diverse" else TopKSampler()
 
-    def allows(self, score: float) -> bool:
-        """Whether that sampler takes a document of this score: a query's vector is not kept, so that it is not told how close
-        they are."""
-        return self.sampler != "diverse" or min(score, 1.0) <= self.threshold
-
 
 @dataclass(frozen=True)
 class Neighbours:
@@ -111,9 +106,8 @@ def prepare_neighbours(
     encoder, made_of = retriever.encoder, {"documents": digest} if digest else {}
 
     # Named by what they are made with: tables of several samplers share what was found.
-    found_by, chosen_by = (
-        f"{encoder.fingerprint}/{settings.model_dump_json(include=some)}" for some in (FOUND_BY, None)
-    )
+    found_by = f"{encoder.fingerprint}/{settings.model_dump_json(include=FOUND_BY)}"
+    chosen_by = f"{encoder.fingerprint}/{settings.model_dump_json()}"
 
     def place(kind: str, made_with: str) -> Path:
         return folder / f"{kind}-{hashlib.sha256(made_with.encode()).hexdigest()[:8]}.npy"
@@ -240,8 +234,13 @@ class _Preparation:
                 load=lambda row=row: self.documents[row],  # type: ignore[misc]
             )
             for row, score in candidates
-            if self.settings.allows(score)
+            if not self._is_too_close(score)
         ]  # fmt: skip
+
+    def _is_too_close(self, score: float) -> bool:
+        """Whether the sampler would pass over it. It is not asked: it would want the query's vector, which is not kept, but
+        whose product with the document is the score."""
+        return isinstance(self.sampler, DiverseSampler) and self.sampler.is_too_close(score)
 
 
 def _part(document: Document, form: QueryForm) -> Document:

@@ -14,15 +14,17 @@ from ..errors import CheckpointError
 
 @contextmanager
 def reading(path: Path, mend: str) -> Iterator[None]:
-    """Whatever shows that a file is damaged while it is read, as `CheckpointError` that names it; mend: what helps here."""
+    """Whatever shows that a file is damaged while it is read, as `CheckpointError` that names it. mend: what helps then."""
     from safetensors import SafetensorError
 
     try:
         yield
-    except CheckpointError as error:
+    except CheckpointError as error:  # of whoever reads it, who knows of no run
         raise CheckpointError(error.message, mend) from error
+    except PermissionError as error:  # which nothing helps against that mends a file
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.", "Let this user read it.") from error
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-        raise CheckpointError(f"{path} cannot be read, it is damaged: {error}", mend) from error
+        raise CheckpointError(f"{path} is damaged, and cannot be read: {error}", mend) from error
 
 
 def read_json(path: Path, mend: str) -> dict[str, Any]:

@@ -346,11 +346,11 @@ def generator_inputs(
 
     with main_process_first(recipe):
         text_tokenizer = _text_tokenizer(run, recipe, corpus)
-        path, device = run.model("image-tokenizer"), device_for(recipe.get("trainer", {}).get("device", "auto"))
-        encoding = ImageTokenizer.load(path, device=device)
-        prepared = _prepared(run, recipe, corpus, text_tokenizer, encoding, progress)
-    prepared = replace(prepared, held_out=_few(corpus.held_out))
-    return GeneratorInputs(prepared, text_tokenizer, ImageTokenizer.load(path))
+        device = device_for(recipe.get("trainer", {}).get("device", "auto"))
+        image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"), device=device)
+        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
+    image_tokenizer.model.to("cpu")  # where the codebook is looked at; the room is for the generator now
+    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer)
 
 
 _STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {

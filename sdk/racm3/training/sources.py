@@ -54,9 +54,7 @@ def _jsonl(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Documen
 def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
     """One document a caption; all captions of a picture are one entity, in the order of the pictures."""
     pictures = read_coco(path, on_skip)
-    root = images or path.parent
-    if pictures and not any((root / picture.file).is_file() for picture in pictures):
-        root = coco_pictures(path, images, pictures[0].file, "Say where the pictures are: [data] images.")
+    root = coco_pictures(path, images, [one.file for one in pictures], "Say where they are: [data] images.")
     for picture in pictures:
         try:
             image, name = image_in_folder(root, picture.file)
