@@ -94,6 +94,8 @@ def test_options_of_every_answer(write):
         load_config(write(text.replace("seed", "n")))
     with pytest.raises(ConfigError, match=r"options = 3 is not a table. Write \[options\] with its settings in it"):
         load_config(write(f"options = 3\n{GOOD}"))
+    with pytest.raises(ConfigError, match=r"memory = './m' is not a table. Give its settings as a mapping: memory={"):
+        Pipeline.from_config(write(GOOD), memory="./m")
 
 
 def test_a_setting_that_is_a_name_or_a_path(install, own_registry, tmp_path: Path):

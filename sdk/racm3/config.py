@@ -109,7 +109,10 @@ def _checked(
                 raise ConfigError(f"No table {table!r}. Tables: {', '.join(known)}.", nearest(str(table), known))
             if not isinstance(content, Mapping) and not (given is overrides and content is None):
                 inside = "its settings" if table == OPTIONS else 'name = "..."'
-                raise ConfigError(f"{table} = {content!r} is not a table.", f"Write [{table}] with {inside} in it.")
+                mend = f"Write [{table}] with {inside} in it."
+                if given is overrides:  # written in Python, not in a file
+                    mend = f'Give its settings as a mapping: {table}={{"setting": value}}, such as memory={{"path": "./mine"}}.'
+                raise ConfigError(f"{table} = {content!r} is not a table.", mend)
     made: dict[str, ComponentConfig] = {}
     for table in TABLES:
         own, over = tables.get(table, DEFAULTS.get(table)), overrides.get(table, {})

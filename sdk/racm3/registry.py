@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from . import builtin
 from .discovery import HOOKS, LOCAL, PluginInfo, PluginWarning, canonical, describe, discover, load_plugin, own_version
-from .errors import ConfigError, PluginConflict, PluginLoadFailed, PluginNotFound, RACM3Error, nearest
+from .errors import ConfigError, PluginConflict, PluginLoadFailed, PluginNotFound, RACM3Error, nearest, sentence
 from .hookspecs import PROJECT, Component, Preset, kind_of
 from .settings import settings_model, validate
 
@@ -147,7 +147,7 @@ class Registry:
                 if isinstance(error, RACM3Error):
                     raise
                 raise PluginLoadFailed(
-                    f"The preset {name!r} of {info} failed: {describe(error)}.", info.way_out
+                    f"The preset {name!r} of {info} failed: {sentence(describe(error))}", info.way_out
                 ) from error
         if not isinstance(factory, (Mapping, Path)):
             what = f"The preset {name!r} of {info} gave {type(factory).__name__}, not a mapping or Path."
@@ -255,7 +255,7 @@ class Registry:
         if self.strict:
             raise info.as_error()
         # With the level of the caller's caller, since nobody here is to blame.
-        warnings.warn(f"The racm3 plugin {info} is {info.status}: {info.error}.", PluginWarning, stacklevel=4)
+        warnings.warn(f"The racm3 plugin {info} is {info.status}: {sentence(info.error)}", PluginWarning, stacklevel=4)
 
     def _names(self, kind: str) -> list[str]:
         names = []
@@ -322,7 +322,7 @@ class Registry:
         others = [name for name in self._names(component.kind) if name != component.name]
         instead = f" Other choices: {', '.join(others)}." if others else ""
         return PluginLoadFailed(
-            f"{_label(component.kind, component.name)} of {info or 'an unknown plugin'} cannot be loaded: {why}.",
+            f"{_label(component.kind, component.name)} of {info or 'an unknown plugin'} cannot be loaded: {sentence(why)}",
             f"{info.way_out if info else '`racm3 plugins` shows what is installed'}.{instead}",
         )
 

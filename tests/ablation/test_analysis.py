@@ -15,7 +15,7 @@ from racm3.ablation.measure import Bench
 from racm3.ablation.report import markdown, write_report
 from racm3.ablation.rows import Condition, plan
 from racm3.document import Blank, Document
-from racm3.errors import ConfigError, WeightsNotFound
+from racm3.errors import CheckpointError, ConfigError, WeightsNotFound
 from racm3.generators.cm3.generator import Cm3Generator
 from racm3.interfaces import Request
 from racm3.testing import HashingRetriever
@@ -302,6 +302,10 @@ def test_the_report_has_tables_plots_and_grids_and_is_there_before_the_end(make)
     assert "a note of the caller's" in said and "One seed" in said and "](modality.png)" in said
     # Of two captions: what three models drew, the truth, and the documents; and one plot.
     assert shown.count("<img") == 2 * (3 + 1 + 2) + 1
+    drawn = sorted((ablation.out / "rows").glob("*/*.png"))[0]
+    drawn.write_bytes(drawn.read_bytes()[:50])
+    with pytest.raises(CheckpointError, match=f"{drawn}.* Delete {drawn.parent}.json: it is measured again"):
+        write_report(ablation, bench)
     assert found["hardware"]["torch"] and found["models"]["text-only"]["recipe"]["objective"]["context_parts"] == "text"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..document import Image
 from ..evaluation.page import grounds, page, picture, table
+from ..training.run_files import reading
 from .analysis import Ablation, shown_places
 from .figures import figures
 from .measure import Bench
@@ -74,8 +75,12 @@ def _grid(ablation: Ablation, bench: Bench, rows: list[Row]) -> Iterator[str]:
     reference = next(row for row in rows if row.reference)
 
     def drawn(row: Row, place: int) -> str:
-        path = ablation.measurement(row.key, 0).with_suffix("") / f"{place}.png"
-        return picture(Image(path), row.label) if path.is_file() else ""
+        measured = ablation.measurement(row.key, 0)
+        path = measured.with_suffix("") / f"{place}.png"
+        if not path.is_file():
+            return ""
+        with reading(path, f"Delete {measured}: it is measured again."):
+            return picture(Image(path), row.label)
 
     def line(place: int) -> str:
         truth = bench.truth(place)

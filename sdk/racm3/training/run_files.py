@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, InvalidImage
 
 
 @contextmanager
@@ -19,7 +19,7 @@ def reading(path: Path, mend: str) -> Iterator[None]:
 
     try:
         yield
-    except CheckpointError as error:  # of whoever reads it, who knows of no run
+    except (CheckpointError, InvalidImage) as error:  # of whoever reads it, who knows of no run
         raise CheckpointError(error.message, mend) from error
     except PermissionError as error:  # which nothing helps against that mends a file
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.", "Let this user read it.") from error
