@@ -1,7 +1,8 @@
-"""The user's own documents: a folder of pictures, with captions beside them or in one JSONL file.
+"""The user's own documents: a folder of pictures, with captions beside them or in one JSONL file, or webdataset shards.
 
     kite.png  kite.txt                                   a picture and its caption
     captions.jsonl: {"image": "kite.png", "text": "a red kite", "metadata": {"year": 2021}}
+    00000.tar: 0012.jpg 0012.txt 0012.json               as img2dataset writes them
 
 A bad sample is reported and passed over, so that one broken file does not cost the rest.
 """
@@ -11,14 +12,16 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .document import Document, Image, Part
 from .errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error, nearest
 from .interfaces import Progress
+from .webdataset import samples, shards_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +30,13 @@ OnSkip: TypeAlias = Callable[[str, Exception], None]
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"})
 OTHER_SUFFIXES = frozenset({".tif", ".tiff", ".heic", ".heif", ".avif", ".jxl", ".svg", ".ico", ".psd"})
 KEYS = ("image", "text", "id", "metadata")
+
+# What a sample may raise when it is bad. The rest is a mistake of ours, and must not pass for a bad sample.
+BAD = (RACM3Error, OSError, ValueError, KeyError, RecursionError)
+# What img2dataset says of how it came by a picture, and the caption, which is the document's text.
+ASIDE = frozenset({"caption", "key", "status", "error_message", "exif", "sha256"}) | {
+    f"{original}{side}" for original in ("", "original_") for side in ("width", "height")
+}
 
 
 def read_folder(
@@ -37,7 +47,8 @@ def read_folder(
     Pictures (PNG, JPEG, WebP, GIF, BMP; in folders below too) with their captions from .txt files of the same name; one
     without a caption is a picture alone. A folder with captions.jsonl, or with any one .jsonl file, is read by that file
     instead; its lines have the keys image and text (one of them may be missing), id and metadata. path may be such a
-    .jsonl file itself; its pictures lie in its folder.
+    .jsonl file itself; its pictures lie in its folder. A folder of .tar files, or a pattern of their names, is read by
+    `read_shards`.
 
     The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
     picture gets "#2", "#3" ... . on_skip: called with the path (or file:line) and the error of each bad sample.
@@ -54,12 +65,16 @@ def read_folder(
     on_skip = on_skip or _log
     if root.suffix.lower() == ".jsonl" and root.is_file():
         return _read(root.parent, _lines(root), _count(root), document_from_line, on_skip, progress)
+    if root.suffix.lower() == ".tar" and not root.is_dir():
+        return read_shards(root, on_skip=on_skip, progress=progress)
     if not root.is_dir():
         what = f"{root} is a file, not a folder." if root.is_file() else f"There is no folder {root}."
-        raise ConfigError(what, "Give a folder of pictures, or a .jsonl file.")
+        raise ConfigError(what, "Give a folder of pictures, a .jsonl file, or .tar files.")
     if listing := _jsonl(root):
         return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress)
     names = _pictures(root)
+    if not names and any(root.glob("*.tar")):
+        return read_shards(root, on_skip=on_skip, progress=progress)
     for name, why in _passed_over(root, set(names)):
         on_skip(name, InvalidDocument(why))
     return _read(root, ((name, name) for name in names), len(names), _captioned, on_skip, progress)
@@ -78,7 +93,7 @@ def _read(
     for done, (where, said) in enumerate(samples, start=1):
         try:
             document = read(root, said)
-        except (RACM3Error, OSError, ValueError, RecursionError) as error:
+        except BAD as error:
             on_skip(where, error)
         else:
             seen[document.id] += 1
@@ -88,6 +103,54 @@ def _read(
             del document  # whoever has it now may let its pictures go
         if progress is not None:
             progress(done, total, where)
+
+
+def read_shards(
+    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None
+) -> Iterator[Document]:
+    """The documents of webdataset shards, one by one, as img2dataset or `racm3 memory export` writes them.
+
+    Under each key a picture (jpg, jpeg, png, webp), and its caption as txt or in a json, of which the rest is metadata. path:
+    a folder of .tar files, one of them, or a pattern. The id is the shard's name and the key. on_skip, progress: as of
+    `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
+    `ConfigError` if there are no shards.
+    """
+    return _sampled(shards_of(Path(path).expanduser()), on_skip or _log, progress)
+
+
+def _sampled(shards: Iterable[Path], on_skip: OnSkip, progress: Progress | None) -> Iterator[Document]:
+    done = 0
+    for shard in shards:
+        try:
+            for key, files in samples(shard):
+                where = f"{shard.name}/{key}"
+                try:
+                    yield _document_of(files, where)
+                except BAD as error:
+                    on_skip(where, error)
+                done += 1
+                if progress is not None:
+                    progress(done, 0, where)
+        except (*BAD, tarfile.TarError, OverflowError, EOFError) as error:
+            on_skip(shard.name, error)
+
+
+def _document_of(files: Mapping[str, bytes], id: str) -> Document:
+    picture = next((files[suffix] for suffix in ("jpg", "jpeg", "png", "webp") if files.get(suffix)), None)
+    if picture is None:
+        raise InvalidDocument("The sample has no jpg, png or webp.")
+    said = json.loads(files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN stands for what is missing
+    if not isinstance(said, dict):
+        raise InvalidDocument(f"Its json is no object, but {said!r:.60}.")
+    check_characters(said)
+    text = files["txt"].decode("utf-8") if "txt" in files else str(said.get("caption") or "")
+    metadata = said["metadata"] if isinstance(said.get("metadata"), dict) else said  # or as racm3 exports them
+    image = Image(picture)
+    _ = image.picture  # a truncated one is found out here
+    return Document(
+        [text.strip(), image] if text.strip() else [image], id=id,
+        metadata={name: value for name, value in metadata.items() if name not in ASIDE and value is not None},
+    )  # fmt: skip
 
 
 def _jsonl(root: Path) -> Path | None:
@@ -110,14 +173,16 @@ def _pictures(root: Path) -> list[str]:
 
 
 def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
-    """What somebody may miss: captions without a picture, and pictures of other formats; each with why."""
+    """What somebody may miss: captions without a picture, pictures of other formats, and shards; each with why."""
     told = {str(Path(name).with_suffix("")) for name in pictures}
-    named = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", *OTHER_SUFFIXES})
+    named = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", ".tar", *OTHER_SUFFIXES})
     files = sorted(file for file in named if not any(step.startswith(".") for step in file.parts))
     for file in files:
         if file.suffix.lower() in OTHER_SUFFIXES:
             told.add(str(file.with_suffix("")))
             yield file.as_posix(), f"Pictures are read from {', '.join(sorted(SUFFIXES))}."
+        elif file.suffix.lower() == ".tar":
+            yield file.as_posix(), "Shards are read from a folder of their own, or each by its name."
     for file in files:
         if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told:
             yield file.as_posix(), "It is a caption without a picture of the same name."

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    data: Annotated[Path, typer.Argument(help="Folder with captions, .jsonl file, or COCO captions .json.")],
+    data: Annotated[Path, typer.Argument(help="Folder with captions, .jsonl, COCO captions .json, or .tar shards.")],
     images: Annotated[Path | None, typer.Option("--images", help="Folder of the COCO pictures.")] = None,
     vanilla: Annotated[Path | None, typer.Option("--vanilla", help="CM3 checkpoint trained without documents.")] = None,
     encoder: Annotated[

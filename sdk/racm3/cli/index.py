@@ -33,7 +33,10 @@ class OnDuplicate(StrEnum):
 
 def index(
     folder: Annotated[
-        Path, typer.Argument(help="Pictures, with captions in .txt files of the same name or in one .jsonl.")
+        Path,
+        typer.Argument(
+            help="Pictures, with captions in .txt files of the same name or in one .jsonl; or webdataset shards (.tar)."
+        ),
     ],
     memory: MemoryOption = None,
     config: ConfigOption = None,

@@ -1,4 +1,4 @@
-"""Paired data to evaluate on: pictures with their captions, from a folder, a JSONL file, or COCO's captions JSON."""
+"""Paired data to evaluate on: pictures with their captions, from a folder, a JSONL file, COCO's captions JSON, or shards."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def read_pairs(
 ) -> list[Pair]:
     """The pairs of a data set, in its order.
 
-    path: a folder as `racm3 index` reads it; or COCO's captions JSON, whose pictures lie in `images`, by default beside
+    path: a folder or shards as `racm3 index` reads them; or COCO's captions JSON, whose pictures lie in `images`, by default beside
     it or where COCO has them (annotations/captions_val2017.json and val2017/). entity: the key of the metadata that
     says what is shown; by default every pair is an entity of its own. limit: so many, drawn once and for all.
 

@@ -34,6 +34,7 @@ import numpy as np
 from ..document import Document, Image, Text
 from ..errors import InvalidImage, MemoryCorrupt, MemoryStoreError, RACM3Error
 from ..interfaces import Encoder, MemoryStore, OnDuplicate
+from ..webdataset import samples
 from .arguments import check_policy
 from .durable import make_folder, part_of, publish
 
@@ -293,36 +294,16 @@ def _damaged(path: Path) -> MemoryCorrupt:
 
 def _read(path: Path, dim: int) -> Iterator[tuple[Document, np.ndarray]]:
     try:
-        # Neither compressed nor sparse: what is read is never larger than the file.
-        with tarfile.open(path, "r:") as tar:
-            for key, files in _samples(tar):
-                try:
-                    yield _document(files), _vector(files, dim)
-                except Exception as error:  # numpy raises TokenError, SyntaxError, ValueError ... on a bad header
-                    why = error.message if isinstance(error, RACM3Error) else str(error)
-                    raise MemoryCorrupt(f"{path.name}: {key} cannot be read: {why}.", "Export it again.") from error
+        for key, files in samples(path):
+            try:
+                yield _document(files), _vector(files, dim)
+            except Exception as error:  # numpy raises TokenError, SyntaxError, ValueError ... on a bad header
+                why = error.message if isinstance(error, RACM3Error) else str(error)
+                raise MemoryCorrupt(f"{path.name}: {key} cannot be read: {why}.", "Export it again.") from error
     except RACM3Error:
         raise
     except Exception as error:  # tarfile raises TarError, OSError, ValueError, OverflowError ... on a bad header
         raise MemoryCorrupt(f"{path.name} cannot be read: {error}.", "Copy it, or export it, again.") from error
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The files of each key, which follow each other."""
-    key, files = "", dict[str, bytes]()
-    for member in tar:
-        opened = tar.extractfile(member) if member.isreg() and not member.issparse() else None
-        if opened is None:
-            raise tarfile.TarError(f"{member.name} is no plain file")
-        of, _, suffix = member.name.partition(".")
-        if of != key and files:
-            yield key, files
-            files = {}
-        key = of
-        files[suffix] = opened.read()
-        tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
-    if files:
-        yield key, files
 
 
 def _document(files: Mapping[str, bytes]) -> Document:

@@ -6,23 +6,18 @@ at hand (and, of COCO, the captions).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping
-from glob import glob
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ..coco import coco_pictures, read_coco
-from ..collection import OnSkip, document_from_line, image_in_folder, read_folder
-from ..document import Document, Image
-from ..errors import ConfigError, InvalidDocument, RACM3Error, nearest
+from ..collection import BAD, OnSkip, document_from_line, image_in_folder, read_folder, read_shards
+from ..document import Document
+from ..errors import ConfigError, RACM3Error, nearest
 from .data import Corpus
 
 Reader = Callable[[Path, "Path | None", OnSkip], Iterator[Document]]
-
-# What a sample may raise when it is bad. The rest is a mistake of ours, and must not pass for a bad sample.
-BAD = (RACM3Error, OSError, ValueError, KeyError, RecursionError)
 
 
 def read_source(source: str, path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
@@ -66,49 +61,7 @@ def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document
 
 
 def _webdataset(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
-    """Shards as img2dataset writes them: KEY.jpg (png, webp) with KEY.txt, or the caption in KEY.json."""
-    try:
-        import webdataset
-    except ImportError as error:
-        raise ConfigError("Shards are read with webdataset.", 'pip install "racm3[webdataset]"') from error
-
-    pattern = str(path / "*.tar") if path.is_dir() else str(path)
-    shards = sorted(glob(pattern))
-    if not shards:
-        raise ConfigError(
-            f"There are no shards {pattern}.", "Give a folder of .tar files, or a pattern like 'shards/*.tar'."
-        )
-
-    def torn(error: Exception) -> bool:
-        on_skip(str(error.args[-1] if error.args else error), error)
-        return True  # go on with the next shard
-
-    everything: Any = lambda shards: shards  # noqa: E731 (only one process reads)
-    samples = webdataset.WebDataset(
-        shards, handler=torn, shardshuffle=False, empty_check=False, nodesplitter=everything, workersplitter=everything
-    )
-    for sample in samples:
-        key = f"{Path(sample['__url__']).name}/{sample['__key__']}"
-        try:
-            yield _sample(key, sample)
-        except BAD as error:
-            on_skip(key, error)
-
-
-def _sample(key: str, sample: Mapping[str, Any]) -> Document:
-    picture = next((sample[kind] for kind in ("jpg", "jpeg", "png", "webp") if sample.get(kind)), None)
-    if picture is None:
-        raise InvalidDocument("The sample has no jpg, png or webp.")
-    if "txt" in sample:
-        text = sample["txt"].decode("utf-8")
-    else:
-        described = json.loads(sample.get("json", b"{}"))
-        if not isinstance(described, dict):
-            raise InvalidDocument(f"Its json is no object, but {described!r:.60}.")
-        text = described.get("caption")
-    image = Image(picture)
-    _ = image.picture  # a truncated one is found out here
-    return Document([str(text or "").strip(), image] if text else [image], id=key)
+    return read_shards(path, on_skip=on_skip)
 
 
 SOURCES: dict[str, Reader] = {"folder": _folder, "jsonl": _jsonl, "coco": _coco, "webdataset": _webdataset}
