@@ -175,7 +175,9 @@ def _pictures(root: Path) -> list[str]:
 def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
     """What somebody may miss: captions without a picture, pictures of other formats, and shards; each with why."""
     told = {str(Path(name).with_suffix("")) for name in pictures}
-    named = (file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", ".tar", *OTHER_SUFFIXES})
+    named = (
+        file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", ".tar", *OTHER_SUFFIXES}
+    )
     files = sorted(file for file in named if not any(step.startswith(".") for step in file.parts))
     for file in files:
         if file.suffix.lower() in OTHER_SUFFIXES:
