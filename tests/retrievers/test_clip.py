@@ -331,13 +331,36 @@ def test_broken_checkpoints_are_named(copy_of):
             ClipRetriever(str(folder), device="cpu").encode_query([Document("a boat")])
 
 
-def test_nothing_is_fetched_for_a_folder(copy_of):
-    folder = copy_of()
+def configure(folder: Path, tower: str, **settings: object) -> None:
     config = json.loads((folder / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["hf_model_name"] = "xlm-roberta-base"
+    config["model_cfg"][tower].update(settings)
     (folder / "open_clip_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="Hugging Face"):
+
+
+@pytest.mark.parametrize(
+    ("tower", "settings"),
+    [("text_cfg", {"hf_model_name": "xlm-roberta-base"}), ("vision_cfg", {"timm_model_name": "hf-hub:timm/resnet18"})],
+)
+def test_nothing_is_fetched_for_a_folder(copy_of, tower, settings):
+    folder = copy_of()
+    configure(folder, tower, **settings)
+    with pytest.raises(ConfigError, match=f"{tower[:4]}.* tower of .*Hugging Face"):
         _ = ClipRetriever(str(folder)).encoder
+
+
+@pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {}])
+def test_code_that_comes_with_weights_is_never_run(copy_of, asked):
+    folder = copy_of()
+    (folder / "own.py").write_text(
+        f"open({str(folder / 'run')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n"
+    )
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    configure(folder, "text_cfg", tokenizer_kwargs=asked)
+    with pytest.raises(CheckpointError, match="code"):
+        ClipRetriever(str(folder), device="cpu").encode_query([Document("a boat")])
+    assert not (folder / "run").exists()
 
 
 def test_offline_a_model_that_is_not_in_the_cache_is_not_found(tmp_path):

@@ -98,9 +98,13 @@ def _from_folder(folder: Path) -> ClipSource:
     if not (folder / CONFIG).is_file():
         raise WeightsNotFound(f"{folder} holds no {CONFIG}.", "Give a folder that open_clip can open as local-dir.")
     config = _read_config(folder / CONFIG)
-    if config["model_cfg"]["text_cfg"].get("hf_model_name"):
+    elsewhere = {
+        "text": config["model_cfg"]["text_cfg"].get("hf_model_name"),
+        "vision": ":" in str(config["model_cfg"]["vision_cfg"].get("timm_model_name")),  # timm's own models have none
+    }
+    for tower in [tower for tower, named in elsewhere.items() if named]:
         raise ConfigError(
-            f"The text tower of {folder} is built from a configuration on Hugging Face, and a local folder is never "
+            f"The {tower} tower of {folder} is built from a configuration on Hugging Face, and a local folder is never "
             "completed from the network.",
             "Give the model's Hugging Face id instead (hf-hub:org/name); its cache works offline.",
         )
@@ -182,9 +186,17 @@ def _from_architecture(name: str, pretrained: str | None, cache_dir: Path | None
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        int(config["model_cfg"]["embed_dim"]), config["model_cfg"]["vision_cfg"], config["model_cfg"]["text_cfg"]
+        int(config["model_cfg"]["embed_dim"])
+        towers = dict(config["model_cfg"]["vision_cfg"]), dict(config["model_cfg"]["text_cfg"])
+        asked = dict(towers[1].get("tokenizer_kwargs") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not an open_clip configuration: {error!r}.") from error
+    # open_clip hands these on to transformers, which would run what lies beside the weights.
+    if "trust_remote_code" in asked:
+        raise CheckpointError(
+            f"{path} asks for code of its own to be run (tokenizer_kwargs: trust_remote_code).",
+            "Code that comes with weights is never run: take it out, if the tokenizer works without.",
+        )
     return config
 
 

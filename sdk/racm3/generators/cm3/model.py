@@ -140,8 +140,8 @@ class Checkpoint:
         try:
             with _no_progress_bars():
                 opened: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype),
-                    attn_implementation="sdpa", output_loading_info=True,
+                    folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
+                    dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True,
                 )  # fmt: skip
         except Exception as error:
             raise CheckpointError(f"The model in {folder} cannot be read: {error}", _COPY_AGAIN) from error
