@@ -40,7 +40,7 @@ ASIDE = frozenset({"caption", "key", "status", "error_message", "exif", "sha256"
 
 
 def read_folder(
-    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None
+    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None, decode: bool = True
 ) -> Iterator[Document]:
     """The documents of a folder, one by one, each picture decoded and checked.
 
@@ -52,7 +52,8 @@ def read_folder(
 
     The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
     picture gets "#2", "#3" ... . on_skip: called with the path (or file:line) and the error of each bad sample.
-    progress: called with the number read, the number in all, and the path. Raises `ConfigError` if there is no folder.
+    progress: called with the number read, the number in all, and the path. decode: False for who decodes them anyway; a
+    broken picture raises `InvalidImage` then when it is looked at. Raises `ConfigError` if there is no folder.
 
     >>> import tempfile
     >>> folder = Path(tempfile.mkdtemp())
@@ -64,20 +65,20 @@ def read_folder(
     root = Path(path).expanduser()
     on_skip = on_skip or _log
     if root.suffix.lower() == ".jsonl" and root.is_file():
-        return _read(root.parent, _lines(root), _count(root), document_from_line, on_skip, progress)
+        return _read(root.parent, _lines(root), _count(root), document_from_line, on_skip, progress, decode)
     if root.suffix.lower() == ".tar" and not root.is_dir():
-        return read_shards(root, on_skip=on_skip, progress=progress)
+        return read_shards(root, on_skip=on_skip, progress=progress, decode=decode)
     if not root.is_dir():
         what = f"{root} is a file, not a folder." if root.is_file() else f"There is no folder {root}."
         raise ConfigError(what, "Give a folder of pictures, a .jsonl file, or .tar files.")
     if listing := _jsonl(root):
-        return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress)
+        return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress, decode)
     names = _pictures(root)
     if not names and any(root.glob("*.tar")):
-        return read_shards(root, on_skip=on_skip, progress=progress)
+        return read_shards(root, on_skip=on_skip, progress=progress, decode=decode)
     for name, why in _passed_over(root, set(names)):
         on_skip(name, InvalidDocument(why))
-    return _read(root, ((name, name) for name in names), len(names), _captioned, on_skip, progress)
+    return _read(root, ((name, name) for name in names), len(names), _captioned, on_skip, progress, decode)
 
 
 def _read(
@@ -87,12 +88,15 @@ def _read(
     read: Callable[[Path, str], Document],
     on_skip: OnSkip,
     progress: Progress | None,
+    decode: bool,
 ) -> Iterator[Document]:
     """The documents of samples, each of which is where it stands, and what says how to `read` it."""
     seen: Counter[str] = Counter()
     for done, (where, said) in enumerate(samples, start=1):
         try:
             document = read(root, said)
+            if decode:
+                _check_pictures(document)
         except BAD as error:
             on_skip(where, error)
         else:
@@ -106,28 +110,32 @@ def _read(
 
 
 def read_shards(
-    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None
+    path: str | Path, *, on_skip: OnSkip | None = None, progress: Progress | None = None, decode: bool = True
 ) -> Iterator[Document]:
     """The documents of webdataset shards, one by one, as img2dataset or `racm3 memory export` writes them.
 
     Under each key a picture (jpg, jpeg, png, webp), and its caption as txt or in a json, of which the rest is metadata. path:
-    a folder of .tar files, one of them, or a pattern. The id is the shard's name and the key. on_skip, progress: as of
-    `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
+    a folder of .tar files, one of them, or a pattern. The id is the shard's name and the key. on_skip, progress, decode:
+    as of `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
     `ConfigError` if there are no shards.
     """
-    return _sampled(shards_of(Path(path).expanduser()), on_skip or _log, progress)
+    return _sampled(shards_of(Path(path).expanduser()), on_skip or _log, progress, decode)
 
 
-def _sampled(shards: Iterable[Path], on_skip: OnSkip, progress: Progress | None) -> Iterator[Document]:
+def _sampled(shards: Iterable[Path], on_skip: OnSkip, progress: Progress | None, decode: bool) -> Iterator[Document]:
     done = 0
     for shard in shards:
         try:
             for key, files in samples(shard):
                 where = f"{shard.name}/{key}"
                 try:
-                    yield _document_of(files, where)
+                    document = _document_of(files, where)
+                    if decode:
+                        _check_pictures(document)
                 except BAD as error:
                     on_skip(where, error)
+                else:
+                    yield document
                 done += 1
                 if progress is not None:
                     progress(done, 0, where)
@@ -146,7 +154,6 @@ def _document_of(files: Mapping[str, bytes], id: str) -> Document:
     text = files["txt"].decode("utf-8") if "txt" in files else str(said.get("caption") or "")
     metadata = said["metadata"] if isinstance(said.get("metadata"), dict) else said  # or as racm3 exports them
     image = Image(picture)
-    _ = image.picture  # a truncated one is found out here
     return Document(
         [text.strip(), image] if text.strip() else [image], id=id,
         metadata={name: value for name, value in metadata.items() if name not in ASIDE and value is not None},
@@ -257,13 +264,17 @@ def check_characters(entry: Any) -> None:
 
 
 def image_in_folder(root: Path, name: str) -> tuple[Image, str]:
-    """A picture of the folder, decoded now, so that a truncated one is found out here; and its path in the folder."""
+    """A picture of the folder, not decoded yet; and its path in the folder."""
     path, relative = _inside(root, name)
     if path.exists() and not path.is_file():  # a pipe would be waited for
         raise InvalidImage(f"{relative} is not a regular file.", "Put a picture there.")
-    image = Image(path)
-    _ = image.picture
-    return image, relative
+    return Image(path), relative
+
+
+def _check_pictures(document: Document) -> None:
+    """Decode them, so that a truncated one is found out here."""
+    for image in document.images:
+        _ = image.picture
 
 
 def _inside(root: Path, name: str) -> tuple[Path, str]:

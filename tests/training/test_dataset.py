@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from racm3.errors import CheckpointError, ConfigError
+from racm3.image import Image as DocumentImage
+from racm3.training import dataset
 from racm3.training.data import Corpus, DocumentRows, PixelRows, TrainingSet
 from racm3.training.dataset import DataSettings, is_held_out, open_dataset, skipped
 from racm3.training.sources import corpus_of
@@ -126,6 +128,75 @@ def test_shards_are_read_past_a_torn_one(tmp_path):
     bad = [sample["where"] for sample in skipped(tmp_path / "data")]
     assert bad[0].startswith("00000.tar/")
     assert any("00001.tar" in where for where in bad) and len(bad) == 3
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def broken_off(tmp_path, monkeypatch):
+    """A folder of which the reading was killed at its seventh picture, of ten; and what looks at pictures afterwards."""
+    source, looked = tmp_path / "source", []
+    source.mkdir()
+    for number in range(12):
+        (source / f"{number:02}.png").write_bytes(png((20 * number, 0, 0)))
+        (source / f"{number:02}.txt").write_text(f"picture {number}")
+    (source / "03.png").write_bytes(b"no picture")
+    (source / "05.txt").unlink()
+    square = DocumentImage.square
+
+    def look(image, size):
+        looked.append(image.content_hash)
+        if len(looked) == 7:
+            raise Killed
+        return square(image, size)
+
+    monkeypatch.setattr(dataset, "SAFE_AFTER", 2)
+    monkeypatch.setattr(DocumentImage, "square", look)
+    with pytest.raises(Killed):
+        open_dataset(settings("folder", source), tmp_path / "data")
+    assert (tmp_path / "data.new" / "reading.json").is_file() and not (tmp_path / "data").exists()
+    monkeypatch.setattr(
+        DocumentImage, "square", lambda image, size: (looked.append(image.content_hash), square(image, size))[1]
+    )
+    looked.clear()
+    return source, looked
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_reading_that_was_killed_goes_on_where_it_was(tmp_path, broken_off):
+    source, looked = broken_off
+    (tmp_path / "data.new" / "pixels.bin").open("ab").write(b"half of a picture")
+    steps = []
+    open_dataset(settings("folder", source), tmp_path / "data", lambda *step: steps.append(step))
+    assert len(looked) == 6  # of eleven: the four documents, and the broken picture between them, were safe
+    assert steps[0][1] >= steps[0][0] and "before" in steps[0][2] and not (tmp_path / "data.new").exists()
+    open_dataset(settings("folder", source), tmp_path / "whole")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "whole")
+    assert [sample["where"] for sample in skipped(tmp_path / "data")] == ["03.png", "05.png"]
+
+
+@pytest.mark.parametrize("what", ["source", "settings", "state", "pixels"])
+def test_a_reading_that_cannot_be_gone_on_with_begins_anew(tmp_path, broken_off, what):
+    source, looked = broken_off
+    new, size = tmp_path / "data.new", 8
+    if what == "source":
+        (source / "00.png").unlink()
+        (source / "00.txt").unlink()
+    elif what == "settings":
+        size = 16
+    elif what == "state":
+        (new / "reading.json").write_text("{")
+    else:
+        (new / "pixels.bin").write_bytes(b"")
+    open_dataset(settings("folder", source, size=size), tmp_path / "data")
+    assert len(looked) == (10 if what == "source" else 11)
+    open_dataset(settings("folder", source, size=size), tmp_path / "whole")
+    assert files_of(tmp_path / "data") == files_of(tmp_path / "whole")
 
 
 def test_a_dataset_is_read_once_and_not_mixed_up_with_another(tmp_path):

@@ -6,7 +6,8 @@
       skipped.jsonl     one line a sample that could not be used: where, and why
       dataset.json      the settings that it was read with, and counts; written last
 
-The source is streamed: no more than one picture at a time is in memory.
+The source is streamed: no more than one picture at a time is in memory. It is read into data.new, where reading.json says from
+time to time how far; who was killed goes on from there, and decodes no picture twice.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ import json
 import os
 import shutil
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -28,8 +30,12 @@ from ..document import Document
 from ..errors import ConfigError, InvalidDocument
 from ..interfaces import Progress
 from .data import Corpus, PixelRows, TrainingSet
-from .run_files import read_json, reading
-from .sources import read_source
+from .run_files import read_json, reading, write_json
+from .sources import BAD, read_source
+
+FILES = ("pixels.bin", "documents.jsonl", "skipped.jsonl")
+READING = "reading.json"
+SAFE_AFTER = 1000  # documents: who is killed loses no more than these
 
 
 class DataSettings(BaseModel):
@@ -89,65 +95,139 @@ def _again(folder: Path) -> str:
     return f"Delete {folder}: the documents are read again."
 
 
+@dataclass
+class _Reading:
+    """How far a source has been read. samples: looked at, bad ones included; document: the last of them, with its picture's
+    hash; sizes: of the files, in bytes."""
+
+    samples: int = 0
+    documents: int = 0
+    pictures: int = 0
+    document: tuple[str, str] = ("", "")
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+class _SourceChanged(Exception):
+    """Between the beginning of a reading and its end."""
+
+
 def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progress: Progress | None) -> None:
     if settings.path is None:
         raise ConfigError("The table [data] of the recipe has no path.", "Say where the documents are.")
     new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    made = [place for place in (new, *new.parents) if not place.exists()]
-    new.mkdir(parents=True)
-    try:
-        _read_into(new, settings, recorded, progress)
-    except BaseException:
+    begun = _begun(new, recorded)
+    if begun is None:
         shutil.rmtree(new, ignore_errors=True)
-        with suppress(OSError):
-            for place in made[1:]:
-                place.rmdir()
+    made = [place for place in (new, *new.parents) if not place.exists()]
+    new.mkdir(parents=True, exist_ok=True)
+    try:
+        _read_into(new, settings, recorded, begun or _Reading(), progress)
+    except _SourceChanged:
+        shutil.rmtree(new)
+        _read(settings, recorded, folder, progress)
+        return
+    except BaseException:
+        if not (new / READING).is_file():
+            shutil.rmtree(new, ignore_errors=True)
+            with suppress(OSError):
+                for place in made[1:]:
+                    place.rmdir()
         raise
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(new, folder)
 
 
-def _read_into(new: Path, settings: DataSettings, recorded: dict[str, Any], progress: Progress | None) -> None:
+def _begun(new: Path, recorded: dict[str, Any]) -> _Reading | None:
+    """How far a reading with these settings came that was broken off."""
+    try:
+        found = json.loads((new / READING).read_text(encoding="utf-8"))
+        begun = _Reading(**{**found["reading"], "document": tuple(found["reading"]["document"])})
+        whole = all((new / name).stat().st_size >= begun.sizes[name] for name in FILES)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return begun if whole and found.get("settings") == recorded else None
+
+
+def _read_into(
+    new: Path, settings: DataSettings, recorded: dict[str, Any], done: _Reading, progress: Progress | None
+) -> None:
     assert settings.path is not None
-    documents = pictures = passed_over = 0
-    last, began = "", time.perf_counter()
-    with (
-        (new / "pixels.bin").open("wb") as pixels,
-        (new / "documents.jsonl").open("w", encoding="utf-8") as lines,
-        (new / "skipped.jsonl").open("w", encoding="utf-8") as bad,
-    ):
+    known, samples, began = replace(done), 0, time.perf_counter()
+    with ExitStack() as opened:
+        pixels, lines, bad = (opened.enter_context(_continued(new / name, done.sizes.get(name, 0))) for name in FILES)
 
         def skip(where: str, error: Exception) -> None:
-            nonlocal passed_over
-            passed_over += 1
-            bad.write(json.dumps({"where": where, "error": str(error)}) + "\n")
+            nonlocal samples
+            samples += 1
+            if samples > known.samples:
+                tell_of(where, error)
+
+        def tell_of(where: str, error: Exception) -> None:
+            bad.write(json.dumps({"where": where, "error": str(error)}).encode() + b"\n")
+
+        def make_safe() -> None:
+            for file in (pixels, lines, bad):
+                file.flush()
+                os.fsync(file.fileno())
+            done.sizes = {name: (new / name).stat().st_size for name in FILES}
+            write_json(new / READING, {"settings": recorded, "reading": asdict(done)})
 
         for document in read_source(settings.source, settings.path, settings.images, skip):
+            samples += 1
+            if samples <= known.samples:
+                if samples == known.samples and known.document != _named(document):
+                    raise _SourceChanged
+                if progress is not None and samples % SAFE_AFTER == 0:
+                    progress(samples, known.samples, "documents that were read before")
+                continue
             try:
                 entry, image = _entry(document, settings), document.images[0]
-            except InvalidDocument as error:
-                skip(document.id, error)
+                square = None if image.content_hash == done.document[1] else image.square(settings.size)
+            except BAD as error:
+                tell_of(document.id, error)
                 continue
-            if image.content_hash != last:  # the next caption of the same picture shares its pixels
-                pixels.write(np.ascontiguousarray(image.square(settings.size)).tobytes())
-                last, pictures = image.content_hash, pictures + 1
-            lines.write(json.dumps({"picture": pictures - 1, "sha256": last, **entry}) + "\n")
-            documents += 1
-            if progress is not None and documents % 100 == 0:
-                rate = documents / (time.perf_counter() - began)
-                progress(documents, settings.limit or 0, f"documents read ({rate:.0f}/s, {passed_over} passed over)")
-            if documents == settings.limit:
+            if square is not None:  # or else another caption of the same picture, which shares its pixels
+                pixels.write(np.ascontiguousarray(square).tobytes())
+                done.pictures += 1
+            done.samples, done.document = samples, _named(document)
+            lines.write(
+                json.dumps({"picture": done.pictures - 1, "sha256": image.content_hash, **entry}).encode() + b"\n"
+            )
+            done.documents += 1
+            if progress is not None and done.documents % 100 == 0:
+                rate = (done.documents - known.documents) / (time.perf_counter() - began)
+                passed_over = samples - done.documents
+                progress(
+                    done.documents, settings.limit or 0, f"documents read ({rate:.0f}/s, {passed_over} passed over)"
+                )
+            if done.documents == settings.limit:
                 break
-    if not documents:
-        listed = "; ".join(f"{s['where']}: {s['error']}" for s in skipped(new)[:3])
+            if done.documents % SAFE_AFTER == 0:
+                make_safe()
+    listed = skipped(new)
+    if not done.documents:
+        shown = "; ".join(f"{s['where']}: {s['error']}" for s in listed[:3])
         raise ConfigError(
-            f"{settings.path} holds no document with a picture and a text. {passed_over} samples were passed over. {listed}",
+            f"{settings.path} holds no document with a picture and a text. {len(listed)} samples were passed over. {shown}",
             "A picture's text is in a .txt file of the same name, or in a .jsonl file.",
         )
-    counts = {"documents": documents, "pictures": pictures, "skipped": passed_over}
+    counts = {"documents": done.documents, "pictures": done.pictures, "skipped": len(listed)}
     digest = hashlib.sha256((new / "documents.jsonl").read_bytes()).hexdigest()
+    (new / READING).unlink(missing_ok=True)
     (new / "dataset.json").write_text(json.dumps({"settings": recorded, **counts, "digest": digest}, indent=2) + "\n")
+
+
+def _named(document: Document) -> tuple[str, str]:
+    return document.id, document.images[0].content_hash if document.images else ""
+
+
+def _continued(path: Path, size: int) -> BinaryIO:
+    """A file to be written on from its first so many bytes."""
+    path.touch()
+    file = path.open("r+b")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:

@@ -21,7 +21,8 @@ Reader = Callable[[Path, "Path | None", OnSkip], Iterator[Document]]
 
 
 def read_source(source: str, path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
-    """The documents of a source by its name; on_skip is called with the place and the error of each bad sample."""
+    """The documents of a source by its name, always in the same order, their pictures not decoded; on_skip is called with the
+    place and the error of each bad sample."""
     if source not in SOURCES:
         raise ConfigError(
             f"No source named '{source}'. There are: {', '.join(SOURCES)}, or 'module:function'.",
@@ -31,7 +32,7 @@ def read_source(source: str, path: Path, images: Path | None, on_skip: OnSkip) -
 
 
 def _folder(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
-    return read_folder(path, on_skip=on_skip)
+    return read_folder(path, on_skip=on_skip, decode=False)
 
 
 def _jsonl(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
@@ -61,7 +62,7 @@ def _coco(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document
 
 
 def _webdataset(path: Path, images: Path | None, on_skip: OnSkip) -> Iterator[Document]:
-    return read_shards(path, on_skip=on_skip)
+    return read_shards(path, on_skip=on_skip, decode=False)
 
 
 SOURCES: dict[str, Reader] = {"folder": _folder, "jsonl": _jsonl, "coco": _coco, "webdataset": _webdataset}
