@@ -10,10 +10,11 @@ import torch
 from diffusers import VQModel
 from safetensors.torch import load_file
 
-from racm3.errors import ConfigError
+from racm3.errors import CheckpointError, ConfigError
 from racm3.generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from racm3.training.data import VARIANTS, TrainingSet, generator_at, variant
 from racm3.training.image_tokenizer import ImageTokenizerSettings, ImageTokenizerStage, psnr, train_image_tokenizer
+from racm3.training.perceptual import PerceptualDistance
 
 MODEL = {
     "size": 16, "channels": [8, 8, 16], "norm_groups": 4, "codes": 24, "code_width": 4, "batch_size": 8,
@@ -236,3 +237,65 @@ def test_a_position_gives_the_same_random_stream_wherever_it_is_asked_for():
 def test_a_wrong_key_in_the_recipe_is_named_with_the_nearest():
     with pytest.raises(ConfigError, match=r"\[model\].*'?code'?.*Did you mean 'codes'"):
         train_image_tokenizer({"model": {"code": 5}, "trainer": TRAINER}, DATA, HELD_OUT, None)
+
+
+# --- trained further, and by what an encoder sees ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    """A small random CLIP in a folder."""
+    from open_clip.model import CLIP
+
+    from racm3.training.clip_checkpoint import clip_tokenizer, save_clip_checkpoint, with_vocabulary
+    from racm3.training.text_tokenizer import train_text_tokenizer
+
+    folder = tmp_path_factory.mktemp("clip")
+    train_text_tokenizer(["a red square", "a blue one"], 300, folder / "text.json")
+    tokenizer = clip_tokenizer(folder / "text.json", 8)
+    architecture = with_vocabulary(
+        {
+            "embed_dim": 16,
+            "vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "head_width": 8},
+            "text_cfg": {"context_length": 8, "width": 16, "heads": 2, "layers": 1},
+        },
+        tokenizer,
+    )
+    torch.manual_seed(0)
+    save_clip_checkpoint(folder / "model", architecture, tokenizer, CLIP(**architecture).state_dict())
+    return folder / "model"
+
+
+def test_a_perceptual_distance_is_none_of_a_picture_to_itself_and_grows_with_what_is_done_to_it(encoder):
+    distance = PerceptualDistance(encoder)
+    images = to_model_range(torch.from_numpy(HELD_OUT.pixels))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    none, little, much = (float(distance(images + size * noise, images)) for size in (0.0, 0.05, 0.5))
+    assert none == 0 < little < much < 4
+    painted = (images + 0.1 * noise).requires_grad_()
+    distance(painted, images).backward()
+    assert painted.grad is not None and float(painted.grad.abs().max()) > 0
+
+
+def test_a_decoder_trained_further_gives_better_pictures_of_the_same_tokens(trained, encoder, tmp_path):
+    folder, before = trained
+    model = {**MODEL, "start": str(folder / "model"), "trained": "decoder", "perceptual": str(encoder)}
+    after = train_image_tokenizer({"model": model, "trainer": {**TRAINER, "ema": None}}, DATA, HELD_OUT, tmp_path)
+    assert after["held_out_psnr"] > before["held_out_psnr"]
+    one, other = (ImageTokenizer.load(place / "model") for place in (folder, tmp_path))
+    assert np.array_equal(one.encode(HELD_OUT.pixels), other.encode(HELD_OUT.pixels))
+    weights = [load_file(place / "model" / "diffusion_pytorch_model.safetensors") for place in (folder, tmp_path)]
+    changed = {name.split(".")[0] for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
+    assert changed == {"decoder", "post_quant_conv"}
+    assert all(0 < line["perceptual"] < 4 for line in log(tmp_path) if "loss" in line)
+
+
+def test_training_goes_on_from_a_trained_image_tokenizer(trained, tmp_path):
+    folder, before = trained
+    recipe = {"model": {**MODEL, "start": str(folder / "model")}, "trainer": {**TRAINER, "steps": 10}}
+    after = train_image_tokenizer(recipe, DATA, HELD_OUT, tmp_path)
+    assert after["held_out_psnr"] > before["held_out_psnr"] - 1 and log(tmp_path)[0]["commitment"] > 0
+    with pytest.raises(CheckpointError, match=r"cannot start from .*the same shape"):
+        stage(start=folder / "model", codes=32).build()
+    with pytest.raises(ValueError, match="needs a start"):
+        ImageTokenizerSettings(**MODEL, trained="decoder")

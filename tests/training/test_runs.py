@@ -83,6 +83,11 @@ with claimed(Path({str(tmp_path / "retriever")!r})):
         ("generator", {"trainer": {"steps": 2}, "model": {"weight_format": "bfloat17"}}, "weight_format"),
         ("generator", {"trainer": {"steps": 2}, "neighbours": {"forms": []}}, "forms"),
         ("generator", {"trainer": {"steps": 2}, "model": {"start": "/nowhere"}}, "no folder /nowhere"),
+        (
+            "image-tokenizer",
+            {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"perceptual": "/nowhere"}},
+            "no folder /nowhere",
+        ),
         ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 20}}, "cannot be halved 3"),
         ("image-tokenizer", {"trainer": {"steps": 2, "learning_rate": 1}, "model": {"size": 32}}, "pictures have 64"),
         ("generator", {"trainer": {"steps": 2}, "model": {"channels": [8, 8]}}, "recipe for image-tokenizer"),

@@ -112,6 +112,8 @@ def train_stage(run: Run, stage: str, progress: Progress | None = None) -> dict[
         raise ConfigError(f"No stage named '{stage}'. There are: {', '.join(STAGES)}.", nearest(stage, STAGES))
     kind, recipe = STAGES[stage], run.recipe(stage)
     recipe["data"] = SOURCE
+    if stage == "decoder":
+        recipe["model"] |= {"start": str(run.model("image-tokenizer")), "perceptual": str(run.model("retriever"))}
     if kind == "generator":  # one text tokenizer for all generators of a run
         recipe["tokenizer"] = run.recipe("generator")["tokenizer"]
     return runs.train_stage(
@@ -123,6 +125,7 @@ STAGES: Mapping[str, str] = {
     "image-tokenizer": "image-tokenizer",
     "retriever": "retriever",
     "evaluation-encoder": "retriever",
+    "decoder": "image-tokenizer",
     "generator": "generator",
     "vanilla": "generator",
 }

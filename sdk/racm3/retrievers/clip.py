@@ -94,6 +94,11 @@ class ClipRetriever(Retriever):
         dtype. Weights are hashed, not loaded; the hash is remembered by path, size and time of change."""
         return Encoder(self.source.fingerprint(pad=self.pad), self.source.dim)
 
+    @property
+    def vision_tower(self) -> Any:
+        """open_clip's module for pictures, loaded: for what looks at its layers."""
+        return self._load().model.visual
+
     def encode_document(self, documents: Sequence[Document], *, batch_size: int | None = None) -> np.ndarray:
         """Unit vectors, float32 [n, dim]. Raises `ModalityError` for a document with nothing that can be encoded."""
         return self._encode(documents, batch_size, 0.0, None)

@@ -2,22 +2,24 @@
 
 The codebook is an exponential moving average of what falls to each code, and codes that nothing falls to are started
 again from a latent of the batch at hand; the first steps run without quantisation, so that the codebook starts among
-latents that already mean something.
+latents that already mean something. A trained one can be trained further; its decoder alone, and no token becomes another.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from diffusers import VQModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..errors import CheckpointError
 from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from .data import VARIANTS, TrainingSet, generator_at, variant
+from .perceptual import PerceptualDistance
 from .recipe import read_table
 from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
 
@@ -43,6 +45,15 @@ class ImageTokenizerSettings(BaseModel):
         0.03, ge=0, description="usage, as a share of the uniform one, under which a code restarts"
     )
     recolour: float = Field(0.5, ge=0, le=1, description="share of pictures in a variant (mirrored, hue moved)")
+    perceptual: Path | None = Field(
+        None,
+        description="folder of a CLIP, such as a trained retriever/model, to which pictures are to look alike as well",
+    )
+    perceptual_weight: float = Field(0.4, ge=0, description="of that in the loss")
+    start: Path | None = Field(None, description="folder of a trained image tokenizer of this shape, to train further")
+    trained: Literal["all", "decoder"] = Field(
+        "all", description="all; or decoder, from a start: its codes stay, and so does what was trained on its tokens"
+    )
     weight_format: WeightFormat = Field("float16", description="of the exported model: float32, float16 or bfloat16")
 
     @model_validator(mode="after")
@@ -53,6 +64,8 @@ class ImageTokenizerSettings(BaseModel):
             raise ValueError(f"size = {self.size} cannot be halved {len(self.channels) - 1} times")
         if odd := [width for width in self.channels if width % self.norm_groups]:
             raise ValueError(f"channels = {odd[0]} is no multiple of norm_groups = {self.norm_groups}")
+        if self.trained == "decoder" and self.start is None:
+            raise ValueError("trained = 'decoder' needs a start: the folder of a trained image tokenizer")
         return self
 
 
@@ -76,6 +89,22 @@ class QuantizedAutoencoder(torch.nn.Module):
         self.vq.quantize.embedding.weight.requires_grad_(False)
         self.register_buffer("usage", torch.ones(settings.codes))  # [codes]
         self.register_buffer("sums", torch.zeros(settings.codes, settings.code_width))  # [codes, width]
+        if settings.start is not None:
+            self._start_from(settings.start)
+        if settings.trained == "decoder":
+            for part in (self.vq.encoder, self.vq.quant_conv):
+                part.requires_grad_(False)
+
+    def _start_from(self, folder: Path) -> None:
+        given = ImageTokenizer.load(folder)
+        try:
+            self.vq.load_state_dict(given.model.state_dict())
+        except RuntimeError as error:
+            why = str(error).splitlines()[-1].strip().rstrip(".")
+            raise CheckpointError(
+                f"Training cannot start from {folder}: {why}.", "Its [model] table must give the same shape."
+            ) from error
+        self.sums.copy_(given.codebook)
 
     def forward(
         self, images: torch.Tensor, quantise: bool
@@ -105,6 +134,8 @@ class ImageTokenizerStage(Stage):
     ) -> None:
         self.settings, self.data, self.held_out, self.seed = settings, data, held_out, seed
         self._entities = data.rows_by_entity()
+        self._free_steps = settings.free_steps if settings.start is None else 0
+        self._perceptual = None if settings.perceptual is None else PerceptualDistance(settings.perceptual)
         self._seen: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each micro-batch of a step
 
     def build(self) -> torch.nn.Module:
@@ -118,7 +149,7 @@ class ImageTokenizerStage(Stage):
             picture = self.data.pixels[rng.choice(self._entities[entity])]
             number = int(rng.integers(1, VARIANTS)) if rng.random() < self.settings.recolour else 0
             pictures.append(variant(picture, number))
-        return {"pixels": torch.from_numpy(np.stack(pictures)), "quantise": step >= self.settings.free_steps}
+        return {"pixels": torch.from_numpy(np.stack(pictures)), "quantise": step >= self._free_steps}
 
     def loss(
         self, model: torch.nn.Module, batch: dict[str, Any]
@@ -129,16 +160,22 @@ class ImageTokenizerStage(Stage):
         error = painted - images
         squared = error.square().mean()
         loss = error.abs().mean() + 4 * squared + self.settings.commitment * commitment
-        return loss, {"psnr": psnr(error).mean(), "commitment": commitment.detach(), "codes_used": ids.unique().numel()}
+        figures = {"psnr": psnr(error).mean(), "commitment": commitment.detach(), "codes_used": ids.unique().numel()}
+        if self._perceptual is not None:
+            apart = self._perceptual(painted, images)
+            loss, figures["perceptual"] = loss + self.settings.perceptual_weight * apart, apart.detach()
+        return loss, figures
 
     def after_step(self, model: torch.nn.Module, step: int) -> None:
         """Move the codebook to the mean of what fell to each code, and restart codes that nothing fell to."""
         assert isinstance(model, QuantizedAutoencoder)
         latents, ids = (_of_all_processes(list(seen)) for seen in zip(*self._seen, strict=True))
         self._seen.clear()
+        if self.settings.trained == "decoder":
+            return
         codebook, codes = model.vq.quantize.embedding.weight, self.settings.codes
         generator = torch.Generator(device="cpu").manual_seed(self.seed * 1_000_003 + step)
-        if step <= self.settings.free_steps:
+        if step <= self._free_steps:
             picks = torch.randint(len(latents), (codes,), generator=generator).to(latents.device)
             codebook.copy_(latents[picks])
             model.usage.fill_(1.0)

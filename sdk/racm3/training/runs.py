@@ -104,7 +104,7 @@ def train_stage(
 def read_stage_recipe(path: Path) -> dict[str, Any]:
     """A recipe file; its relative paths belong to its folder."""
     recipe, here = read_recipe(path), path.resolve().parent
-    places = [("data", "path"), ("data", "images"), ("model", "start")]
+    places = [("data", "path"), ("data", "images"), ("model", "start"), ("model", "perceptual")]
     if str(recipe.get("retriever", {}).get("model", "")).startswith(
         (".", "~")
     ):  # other names are those of architectures
@@ -152,6 +152,9 @@ def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
             from .retriever import check_architecture
 
             check_architecture(recipe["model"]["architecture"])
+        for key in ("start", "perceptual"):
+            if (folder := recipe["model"].get(key)) is not None and not Path(folder).is_dir():
+                raise ConfigError(f"[model] {key}: there is no folder {folder}.", "Give that of a trained model.")
         data = read_table(DataSettings, recipe, "data")
         if kind == "image-tokenizer" and ":" not in data.source:
             _check_size(recipe, data.size)
@@ -173,8 +176,6 @@ def _check_generator(recipe: Mapping[str, Any]) -> None:
 
     model, _ = generator_settings(recipe)
     _ = model.shape
-    if model.start is not None and not model.start.is_dir():
-        raise ConfigError(f"[model] start: there is no folder {model.start}.", "Give that of a trained model.")
     _check_kept(recipe, read_table(ObjectiveSettings, recipe, "objective"))
 
 
