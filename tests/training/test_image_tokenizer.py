@@ -15,6 +15,7 @@ from racm3.generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from racm3.training.data import VARIANTS, TrainingSet, generator_at, variant
 from racm3.training.image_tokenizer import ImageTokenizerSettings, ImageTokenizerStage, psnr, train_image_tokenizer
 from racm3.training.perceptual import PerceptualDistance
+from racm3.training.runs import Run, _with_decoder
 
 MODEL = {
     "size": 16, "channels": [8, 8, 16], "norm_groups": 4, "codes": 24, "code_width": 4, "batch_size": 8,
@@ -280,14 +281,22 @@ def test_a_perceptual_distance_is_none_of_a_picture_to_itself_and_grows_with_wha
 def test_a_decoder_trained_further_gives_better_pictures_of_the_same_tokens(trained, encoder, tmp_path):
     folder, before = trained
     model = {**MODEL, "start": str(folder / "model"), "trained": "decoder", "perceptual": str(encoder)}
-    after = train_image_tokenizer({"model": model, "trainer": {**TRAINER, "ema": None}}, DATA, HELD_OUT, tmp_path)
+    recipe, place = {"model": model, "trainer": {**TRAINER, "ema": None}}, tmp_path / "decoder"
+    after = train_image_tokenizer(recipe, DATA, HELD_OUT, place)
     assert after["held_out_psnr"] > before["held_out_psnr"]
-    one, other = (ImageTokenizer.load(place / "model") for place in (folder, tmp_path))
+    one, other = (ImageTokenizer.load(each / "model") for each in (folder, place))
     assert np.array_equal(one.encode(HELD_OUT.pixels), other.encode(HELD_OUT.pixels))
-    weights = [load_file(place / "model" / "diffusion_pytorch_model.safetensors") for place in (folder, tmp_path)]
+    weights = [load_file(each / "model" / "diffusion_pytorch_model.safetensors") for each in (folder, place)]
     changed = {name.split(".")[0] for name in weights[0] if not torch.equal(weights[0][name], weights[1][name])}
     assert changed == {"decoder", "post_quant_conv"}
-    assert all(0 < line["perceptual"] < 4 for line in log(tmp_path) if "loss" in line)
+    assert all(0 < line["perceptual"] < 4 for line in log(place) if "loss" in line)
+    # A generator of the run gets it, unless it is one for other tokens.
+    ids = one.encode(HELD_OUT.pixels)
+    assert np.array_equal(_with_decoder(Run(tmp_path), one).decode(ids), other.decode(ids))
+    assert _with_decoder(Run(tmp_path / "elsewhere"), one) is one
+    one.model.quantize.embedding.weight.data[0] += 1
+    with pytest.raises(CheckpointError, match="knows other tokens"):
+        _with_decoder(Run(tmp_path), one)
 
 
 def test_training_goes_on_from_a_trained_image_tokenizer(trained, tmp_path):

@@ -74,11 +74,6 @@ def assemble(run: Run, destination: Path, progress: Progress | None = None) -> N
         shutil.rmtree(destination / stage, ignore_errors=True)
         # Not the modes: safetensors writes files that nobody else may read.
         shutil.copytree(run.model(stage), destination / stage, copy_function=shutil.copyfile)
-    if (run.folder / "decoder").is_dir():  # it paints better what the generator was trained to say
-        shutil.copytree(
-            run.model("decoder"), destination / "generator" / "image_tokenizer", copy_function=shutil.copyfile,
-            dirs_exist_ok=True,
-        )  # fmt: skip
     # Also of a generator that was trained with plain top-K: it makes no difference to it, and keeps repeats out of the context.
     sampler = {"name": "diverse", "threshold": run.recipe("generator")["neighbours"]["threshold"]}
     (destination / "bundle.json").write_text(json.dumps({"sampler": sampler}) + "\n")

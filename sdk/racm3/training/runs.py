@@ -3,6 +3,7 @@
     run/
       data/             the user's documents, read once (see `dataset`)
       image-tokenizer/  retriever/  generator/     log.jsonl, state/, model/, and stage.json: what is trained, by which recipe
+      decoder/          the same of an image tokenizer's decoder that was trained further, if one was (`--name decoder`)
       prepared/         tokenizer.json, image tokens, document vectors, neighbours
 
 Every stage goes on where it was stopped, and so does every preparation.
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .documents import PreparedDocuments
     from .generator import ObjectiveSettings
+
+DECODER = "decoder"
 
 # Held-out figures are taken on no more than so many documents, spread evenly over those that there are.
 HELD_OUT = 1000
@@ -331,7 +334,8 @@ def _bind(folder: Path, made: GeneratorInputs, *, record: bool) -> None:
 
 @dataclass(frozen=True)
 class GeneratorInputs:
-    """What a generator is trained with. documents.held_out: those that figures are taken on, not all there may be."""
+    """What a generator is trained with. documents.held_out: those that figures are taken on, not all there may be.
+    image_tokenizer: with the better decoder, where the run has one."""
 
     documents: PreparedDocuments
     text_tokenizer: Tokenizer
@@ -351,7 +355,25 @@ def generator_inputs(
         image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"), device=device)
         prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
     image_tokenizer.model.to("cpu")  # where the codebook is looked at; the room is for the generator now
-    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, image_tokenizer)
+    painter = _with_decoder(run, image_tokenizer)
+    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, painter)
+
+
+def _with_decoder(run: Run, image_tokenizer: ImageTokenizer) -> ImageTokenizer:
+    """The same tokens, painted by the decoder that was trained further, where the run has one."""
+    import torch
+
+    if not (run.folder / DECODER).is_dir():
+        return image_tokenizer
+    better = type(image_tokenizer).load(run.model(DECODER))
+    weights, others = (one.model.state_dict() for one in (image_tokenizer, better))
+    fixed = [name for name in weights if not name.startswith(("decoder.", "post_quant_conv."))]
+    if not all(name in others and torch.equal(weights[name], others[name]) for name in fixed):
+        raise CheckpointError(
+            f"{run.folder / DECODER} knows other tokens than {run.folder / 'image-tokenizer'}.",
+            "Train it with [model] start = that one's model and trained = 'decoder', or delete it.",
+        )
+    return better
 
 
 _STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {
