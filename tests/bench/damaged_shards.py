@@ -17,6 +17,7 @@ from damaged_memories import Files, check, put, stored, taken
 from memory_steps import ENCODER, names, vectors
 from mutations import Wrong, mutated, reworded
 
+from racm3.collection import read_shards
 from racm3.errors import RACM3Error
 from racm3.memories import shards
 from racm3.memories.faiss import FaissMemory
@@ -73,6 +74,22 @@ def imports(made: list[Files], folder: Path, draw: random.Random) -> str:
     if changed and not forged and outcome == "sound" and not skip:
         raise Wrong("a damaged export was imported")
     return outcome
+
+
+def readings(made: list[Files], folder: Path, draw: random.Random) -> str:
+    """Shards alone, read as documents: what is bad is passed over, and never an error."""
+    one, other = draw.sample(made, 2)
+    files = {name: data for name, data in one.items() if name != shards.MANIFEST}
+    name = draw.choice(sorted(files))
+    repacks = draw.random() < 0.5
+    files[name] = repacked(files[name], draw) if repacks else mutated(files[name], other.get(name, b""), draw)
+    if draw.random() < 0.5:
+        files[name] = tar_sums(files[name])
+    put(folder, files)
+    passed_over: list[str] = []
+    for _ in read_shards(folder, on_skip=lambda where, error: passed_over.append(where)):
+        pass
+    return "passed over" if passed_over else "sound"
 
 
 def signed(files: Files, *, only: bool) -> bytes:

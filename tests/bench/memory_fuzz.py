@@ -1,8 +1,8 @@
 """What becomes of damaged files: python tests/bench/memory_fuzz.py [--cases 200000] [--seed 0] [--out FILE.json]
 
 Files that racm3 reads are changed at random (mutations.py), and then used in every way: memories (the database and its
-log; the rows of its tables; the index beside it), pictures, and shards to import. Each case has to end in right answers or
-in an error of ours: a document or a vector that was never stored so, any other exception, a process that dies, one that
+log; the rows of its tables; the index beside it), pictures, and shards to import or to read. Each case has to end in right
+answers or in an error of ours: a document or a vector that was never stored so, any other exception, a process that dies, one that
 takes longer than 5 s or more than 1.25 GiB is a finding. Exit status 1, and a sentence for each, when there is one.
 
 Linux. Cases run in processes of their own. A finding names its case, which is run alone, with its files left in place, by
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from damaged_memories import bases, rows, snapshots, stores
 from damaged_pictures import images, pictures
-from damaged_shards import exports, imports
+from damaged_shards import exports, imports, readings
 from memory_steps import fresh
 from mutations import Wrong
 from results import finish
@@ -58,7 +58,8 @@ TARGETS = {
     "rows": Target(0.10, bases, rows),
     "snapshots": Target(0.10, bases, snapshots),
     "images": Target(0.25, pictures, images),
-    "imports": Target(0.15, exports, imports),
+    "imports": Target(0.10, exports, imports),
+    "readings": Target(0.05, exports, readings),
 }
 
 
