@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -127,3 +128,19 @@ def test_a_link_is_not_followed(tmp_path: Path, skipped):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     assert texts(path, skipped) == [""] and skipped == ["0.tar"]
+
+
+def test_no_room_is_made_for_more_than_the_file_has(tmp_path: Path, skipped):
+    path = write(tmp_path / "0.tar", {"1.png": png("red"), "2.png": png("blue")})
+    data = bytearray(path.read_bytes())
+    at = data.index(b"2.png")
+    data[at + 124 : at + 136] = b"%011o\0" % 2**32  # the size of the second, four gigabytes
+    data[at + 148 : at + 156] = b" " * 8
+    data[at + 148 : at + 156] = b"%06o\0 " % sum(data[at : at + 512])
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+        assert texts(path, skipped) == [""] and skipped == ["0.tar"]
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()

@@ -8,6 +8,7 @@ the shell, and holds what is compressed or sparse in memory, however large it be
 
 from __future__ import annotations
 
+import io
 import tarfile
 from collections.abc import Iterator
 from glob import glob
@@ -28,13 +29,25 @@ def shards_of(path: Path) -> list[Path]:
     return found
 
 
+class _Bounded(io.BufferedReader):
+    """A file that is asked for no more than it has: Python makes room before it reads, for as much as a header says."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
 def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
     """The key of each sample, with its files by what their names end in, lower case.
 
     What is read is never larger than the file. Raises `tarfile.TarError`, or whatever else tarfile raises, when the file is
     damaged; before it, all samples that come first are given.
     """
-    with tarfile.open(shard, "r:") as tar:
+    with _Bounded(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         key, files = "", dict[str, bytes]()
         for member in tar:
             tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
@@ -55,7 +68,6 @@ def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
         if files:
             yield key, files
         # tarfile takes a damaged header for the end, and does without one.
-        assert tar.fileobj is not None
-        tar.fileobj.seek(tar.offset)  # type: ignore[attr-defined]
-        if tar.fileobj.read(BLOCK) != bytes(BLOCK):
+        file.seek(tar.offset)  # type: ignore[attr-defined]
+        if file.read(BLOCK) != bytes(BLOCK):
             raise tarfile.TarError(f"the file is cut short or damaged at byte {tar.offset}")  # type: ignore[attr-defined]
