@@ -114,7 +114,7 @@ def read_shards(
 ) -> Iterator[Document]:
     """The documents of webdataset shards, one by one, as img2dataset or `racm3 memory export` writes them.
 
-    Under each key a picture (jpg, jpeg, png, webp), and its caption as txt or in a json, of which the rest is metadata. path:
+    Under each key a picture (jpg, png, webp, gif, bmp), and its caption as txt or in a json, of which the rest is metadata. path:
     a folder of .tar files, one of them, or a pattern. The id is the shard's name and the key. on_skip, progress, decode:
     as of `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
     `ConfigError` if there are no shards.
@@ -144,9 +144,10 @@ def _sampled(shards: Iterable[Path], on_skip: OnSkip, progress: Progress | None,
 
 
 def _document_of(files: Mapping[str, bytes], id: str) -> Document:
-    picture = next((files[suffix] for suffix in ("jpg", "jpeg", "png", "webp") if files.get(suffix)), None)
+    suffixes = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
+    picture = next((files[suffix] for suffix in suffixes if files.get(suffix)), None)
     if picture is None:
-        raise InvalidDocument("The sample has no jpg, png or webp.")
+        raise InvalidDocument(f"The sample has no picture ({', '.join(suffixes)}).")
     said = json.loads(files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN stands for what is missing
     if not isinstance(said, dict):
         raise InvalidDocument(f"Its json is no object, but {said!r:.60}.")
