@@ -14,14 +14,15 @@ import logging
 import os
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from .document import Document, Image, Part
 from .errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error, nearest
+from .image import MAX_BYTES
 from .interfaces import Progress
-from .webdataset import samples, shards_of
+from .webdataset import Sample, samples, shards_of
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ KEYS = ("image", "text", "id", "metadata")
 
 # What a sample may raise when it is bad. The rest is a mistake of ours, and must not pass for a bad sample.
 BAD = (RACM3Error, OSError, ValueError, KeyError, RecursionError)
+PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp")  # of a sample, the first of these
 # What img2dataset says of how it came by a picture, and the caption, which is the document's text.
 ASIDE = frozenset({"caption", "key", "status", "error_message", "exif", "sha256"}) | {
     f"{original}{side}" for original in ("", "original_") for side in ("width", "height")
@@ -114,51 +116,76 @@ def read_shards(
 ) -> Iterator[Document]:
     """The documents of webdataset shards, one by one, as img2dataset or `racm3 memory export` writes them.
 
-    Under each key a picture (jpg, png, webp, gif, bmp), and its caption as txt or in a json, of which the rest is metadata. path:
-    a folder of .tar files, one of them, or a pattern. The id is the shard's name and the key. on_skip, progress, decode:
+    Under each key a picture (jpg, png, webp, gif, bmp), and its caption as txt or in a json, of which the rest is metadata; or a
+    document as it was exported. path: a folder of .tar files, one of them, or a pattern. The id of what was not exported is
+    the folder's name, the shard's, and the key. on_skip, progress, decode:
     as of `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
     `ConfigError` if there are no shards.
     """
     return _sampled(shards_of(Path(path).expanduser()), on_skip or _log, progress, decode)
 
 
-def _sampled(shards: Iterable[Path], on_skip: OnSkip, progress: Progress | None, decode: bool) -> Iterator[Document]:
+def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, decode: bool) -> Iterator[Document]:
+    # With the folder's name: those of img2dataset are called 00000.tar, 00001.tar ... in every folder.
+    base = Path(os.path.commonpath([shard.absolute().parent for shard in shards]))
     done = 0
     for shard in shards:
-        try:
-            for key, files in samples(shard):
-                where = f"{shard.name}/{key}"
-                try:
-                    document = _document_of(files, where)
-                    if decode:
-                        _check_pictures(document)
-                except BAD as error:
-                    on_skip(where, error)
-                else:
-                    yield document
-                done += 1
-                if progress is not None:
-                    progress(done, 0, where)
-        except (*BAD, tarfile.TarError, OverflowError, EOFError) as error:
-            on_skip(shard.name, error)
+        name = shard.absolute().relative_to(base.parent).as_posix()
+        read = samples(shard, largest=MAX_BYTES)
+        while True:
+            try:
+                sample = next(read, None)
+            except (*BAD, tarfile.TarError, OverflowError, EOFError) as error:
+                on_skip(name, error)
+                break
+            if sample is None:
+                break
+            where, done = f"{name}/{sample.key}", done + 1
+            try:
+                document = _document_of_sample(sample, where)
+                if decode:
+                    _check_pictures(document)
+            except (*BAD, TypeError) as error:
+                on_skip(where, error)
+            else:
+                yield document
+                del document
+            if progress is not None:
+                progress(done, 0, where)
 
 
-def _document_of(files: Mapping[str, bytes], id: str) -> Document:
-    suffixes = ("jpg", "jpeg", "png", "webp", "gif", "bmp")
-    picture = next((files[suffix] for suffix in suffixes if files.get(suffix)), None)
-    if picture is None:
-        raise InvalidDocument(f"The sample has no picture ({', '.join(suffixes)}).")
-    said = json.loads(files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN stands for what is missing
+def _document_of_sample(sample: Sample, id: str) -> Document:
+    if sample.fault:
+        raise InvalidDocument(sample.fault)
+    said = json.loads(sample.files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN: what is missing
     if not isinstance(said, dict):
         raise InvalidDocument(f"Its json is no object, but {said!r:.60}.")
-    check_characters(said)
-    text = files["txt"].decode("utf-8") if "txt" in files else str(said.get("caption") or "")
-    metadata = said["metadata"] if isinstance(said.get("metadata"), dict) else said  # or as racm3 exports them
-    image = Image(picture)
-    return Document(
-        [text.strip(), image] if text.strip() else [image], id=id,
-        metadata={name: value for name, value in metadata.items() if name not in ASIDE and value is not None},
-    )  # fmt: skip
+    if isinstance(said.get("parts"), list):
+        from .memories.shards import exported_document
+
+        return exported_document(sample.files)
+    picture = next((data for kind in PICTURES if (data := sample.files.get(kind))), None)
+    if picture is None:
+        raise InvalidDocument(f"The sample has no picture ({', '.join(PICTURES)}).")
+    caption = said.get("caption")
+    text = sample.files["txt"].decode("utf-8-sig") if "txt" in sample.files else caption
+    parts: list[Part | str] = [Image(picture)]
+    if isinstance(text, str) and text.strip():
+        check_characters(text)
+        parts.insert(0, text.strip())
+    return Document(parts, id=id, metadata={name: value for name, value in said.items() if _is_metadata(name, value)})
+
+
+def _is_metadata(name: str, value: Any) -> bool:
+    """What a document can hold; of the rest, such as boxes, nothing is said."""
+    if name in ASIDE or value is None:
+        return False
+    try:
+        check_characters([name, value])
+        Document(["."], metadata={name: value})
+    except InvalidDocument:
+        return False
+    return True
 
 
 def _jsonl(root: Path) -> Path | None:

@@ -13,20 +13,75 @@ import tarfile
 from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
+from typing import NamedTuple
 
 from .errors import ConfigError
 
 BLOCK = 512  # bytes; a tar file ends with two that are empty
 
 
+class Sample(NamedTuple):
+    """files: by what their names end in, lower case. fault: what is wrong with one of them, which is left out then."""
+
+    key: str
+    files: dict[str, bytes]
+    fault: str = ""
+
+
 def shards_of(path: Path) -> list[Path]:
     """The shards of a folder, or of a pattern such as shards/*.tar, by name. Raises `ConfigError` where there are none."""
-    found = [path] if path.is_file() else sorted(map(Path, glob(str(path / "*.tar" if path.is_dir() else path))))
-    if not found:
+    if path.is_dir():
+        found = [shard for shard in path.glob("*.tar") if not shard.name.startswith(".")]
+    else:
+        found = [path] if path.exists() else [Path(name) for name in glob(str(path))]
+    shards = sorted(shard for shard in found if shard.is_file())  # a pipe would be waited for
+    if not shards:
         raise ConfigError(
             f"There are no shards {path}.", "Give a folder of .tar files, or a pattern like 'shards/*.tar'."
         )
-    return found
+    return shards
+
+
+def samples(shard: Path, *, largest: int | None = None) -> Iterator[Sample]:
+    """The samples of a shard, in its order. largest: bytes of a file that is read.
+
+    What is read is never larger than the shard. Raises `tarfile.TarError`, or whatever else tarfile raises, when it is
+    damaged; of what comes before the damage, all but the last sample is given.
+    """
+    with _Bounded(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        sample = Sample("", {})
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
+            if tar.offset <= member.offset:  # type: ignore[attr-defined]  # and would come by here again, for ever
+                raise tarfile.TarError(f"{member.name} has a size below zero")
+            folder, slash, name = member.name.rpartition("/")
+            stem, _, suffix = name.partition(".")
+            if member.isdir() or not stem:  # hidden
+                continue
+            if folder + slash + stem != sample.key:
+                if sample.key:
+                    yield sample
+                sample = Sample(folder + slash + stem, {})
+            if fault := _fault(member, suffix.lower() in sample.files, largest):
+                sample = sample._replace(fault=fault)
+                continue
+            opened = tar.extractfile(member)
+            assert opened is not None
+            sample.files[suffix.lower()] = opened.read()
+        # tarfile takes a damaged header for the end, and does without one.
+        file.seek(tar.offset)  # type: ignore[attr-defined]
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise tarfile.TarError(f"the file is cut short or damaged at byte {tar.offset}")  # type: ignore[attr-defined]
+        if sample.key:
+            yield sample
+
+
+def _fault(member: tarfile.TarInfo, known: bool, largest: int | None) -> str:
+    if not member.isreg() or member.issparse():
+        return f"{member.name} is no plain file."
+    if largest is not None and member.size > largest:
+        return f"{member.name} has more than {largest:,} bytes, the limit."
+    return f"{member.name} comes twice." if known else ""
 
 
 class _Bounded(io.BufferedReader):
@@ -39,35 +94,3 @@ class _Bounded(io.BufferedReader):
     def read(self, size: int | None = -1, /) -> bytes:
         left = max(0, self._size - self.tell())
         return super().read(left if size is None or size < 0 else min(size, left))
-
-
-def samples(shard: Path) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """The key of each sample, with its files by what their names end in, lower case.
-
-    What is read is never larger than the file. Raises `tarfile.TarError`, or whatever else tarfile raises, when the file is
-    damaged; before it, all samples that come first are given.
-    """
-    with _Bounded(shard) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        key, files = "", dict[str, bytes]()
-        for member in tar:
-            tar.members = []  # type: ignore[attr-defined]  # or it remembers all of them
-            if member.isdir():
-                continue
-            folder, slash, name = member.name.rpartition("/")
-            stem, _, suffix = name.partition(".")
-            if not stem:  # hidden
-                continue
-            if folder + slash + stem != key and files:
-                yield key, files
-                files = {}
-            key = folder + slash + stem
-            opened = tar.extractfile(member) if member.isreg() and not member.issparse() else None
-            if opened is None:
-                raise tarfile.TarError(f"{member.name} is no plain file")
-            files[suffix.lower()] = opened.read()
-        if files:
-            yield key, files
-        # tarfile takes a damaged header for the end, and does without one.
-        file.seek(tar.offset)  # type: ignore[attr-defined]
-        if file.read(BLOCK) != bytes(BLOCK):
-            raise tarfile.TarError(f"the file is cut short or damaged at byte {tar.offset}")  # type: ignore[attr-defined]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -348,19 +349,32 @@ def test_nothing_is_fetched_for_a_folder(copy_of, tower, settings):
         _ = ClipRetriever(str(folder)).encoder
 
 
-@pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {}])
-def test_code_that_comes_with_weights_is_never_run(copy_of, asked):
+@pytest.mark.parametrize("way", ["asked for", "tokenizer", "configuration"])
+def test_code_that_comes_with_weights_is_never_run(copy_of, monkeypatch, way):
     folder = copy_of()
-    (folder / "own.py").write_text(
-        f"open({str(folder / 'run')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own\n"
-    )
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    configure(folder, "text_cfg", tokenizer_kwargs=asked)
-    with pytest.raises(CheckpointError, match="code"):
+    monkeypatch.setattr("builtins.input", lambda *prompt: "y")  # of somebody at a terminal who is asked
+    own = f"open({str(folder / 'run')!r}, 'w')\nfrom transformers import PreTrainedTokenizerFast as Own, PretrainedConfig as Config\n"
+    (folder / "own.py").write_text(own)
+    if way == "configuration":
+        (folder / "config.json").write_text(json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}))
+    else:
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    if way == "asked for":
+        configure(folder, "text_cfg", tokenizer_kwargs={"trust_remote_code": True})
+    with contextlib.suppress(CheckpointError):  # transformers may do without
         ClipRetriever(str(folder), device="cpu").encode_query([Document("a boat")])
+        assert way != "asked for"
     assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize("asked", [{"trust_remote_code": True}, {"bpe_path": "/x"}, {"reduction_mask": "syntax"}])
+def test_what_a_configuration_may_not_give_a_tokenizer(copy_of, asked):
+    folder = copy_of()
+    configure(folder, "text_cfg", tokenizer_kwargs=asked)
+    with pytest.raises(CheckpointError, match=f"{next(iter(asked))}, and code .* never trusted"):
+        _ = ClipRetriever(str(folder)).encoder
 
 
 def test_offline_a_model_that_is_not_in_the_cache_is_not_found(tmp_path):

@@ -126,7 +126,7 @@ def test_shards_are_read_past_a_torn_one(tmp_path):
     corpus = read(tmp_path, "webdataset", shards)
     assert corpus.data.texts == [f"a {colour} square" for colour in COLOURS]
     bad = [sample["where"] for sample in skipped(tmp_path / "data")]
-    assert bad[0].startswith("00000.tar/")
+    assert bad[0].startswith("source/00000.tar/")
     assert any("00001.tar" in where for where in bad) and len(bad) == 3
 
 
@@ -180,13 +180,21 @@ def test_a_reading_that_was_killed_goes_on_where_it_was(tmp_path, broken_off):
     assert [sample["where"] for sample in skipped(tmp_path / "data")] == ["03.png", "05.png"]
 
 
-@pytest.mark.parametrize("what", ["source", "settings", "state", "pixels"])
+@pytest.mark.parametrize("what", ["source", "caption", "shrunk", "last", "settings", "state", "pixels"])
 def test_a_reading_that_cannot_be_gone_on_with_begins_anew(tmp_path, broken_off, what):
     source, looked = broken_off
     new, size = tmp_path / "data.new", 8
     if what == "source":
         (source / "00.png").unlink()
         (source / "00.txt").unlink()
+    elif what == "caption":  # of one that was read already: the likely reason for stopping
+        (source / "01.txt").write_text("mended")
+    elif what == "shrunk":
+        for number in range(3, 12):
+            (source / f"{number:02}.png").unlink()
+            (source / f"{number:02}.txt").unlink(missing_ok=True)
+    elif what == "last":
+        (source / "04.png").write_bytes(b"")
     elif what == "settings":
         size = 16
     elif what == "state":
@@ -194,7 +202,7 @@ def test_a_reading_that_cannot_be_gone_on_with_begins_anew(tmp_path, broken_off,
     else:
         (new / "pixels.bin").write_bytes(b"")
     open_dataset(settings("folder", source, size=size), tmp_path / "data")
-    assert len(looked) == (10 if what == "source" else 11)
+    assert len(looked) == {"source": 10, "shrunk": 3, "last": 10}.get(what, 11)
     open_dataset(settings("folder", source, size=size), tmp_path / "whole")
     assert files_of(tmp_path / "data") == files_of(tmp_path / "whole")
 
@@ -354,7 +362,7 @@ def test_a_sample_of_a_shard_that_is_described_by_no_object_is_passed_over(tmp_p
 
     corpus = read(tmp_path, "webdataset", odd)
     assert len(corpus.data) == 3
-    assert "00003.tar/odd" in [sample["where"] for sample in skipped(tmp_path / "data")]
+    assert "source/00003.tar/odd" in [sample["where"] for sample in skipped(tmp_path / "data")]
 
 
 def test_half_of_a_character_is_passed_over(tmp_path):

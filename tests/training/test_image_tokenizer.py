@@ -308,3 +308,25 @@ def test_training_goes_on_from_a_trained_image_tokenizer(trained, tmp_path):
         stage(start=folder / "model", codes=32).build()
     with pytest.raises(ValueError, match="needs a start"):
         ImageTokenizerSettings(**MODEL, trained="decoder")
+
+
+@pytest.mark.parametrize("each", [1, 85, 256])
+def test_the_codes_that_training_starts_from_are_kept_however_large_the_batch(trained, each):
+    started = stage(start=trained[0] / "model")
+    model = started.build()
+    codebook = model.vq.quantize.embedding.weight
+    before = codebook.clone()
+    ids = torch.arange(len(codebook)).repeat_interleave(each)
+    started._seen = [(before[ids], ids)]
+    with torch.no_grad():
+        started.after_step(model, 1)
+    assert torch.allclose(codebook, before, atol=1e-5)
+
+
+def test_a_format_that_would_change_tokens_is_refused(trained, tmp_path):
+    recipe = {"model": {**MODEL, "weight_format": "float32"}, "trainer": {**TRAINER, "steps": 2}}
+    train_image_tokenizer(recipe, DATA, HELD_OUT, tmp_path)
+    start = {"start": tmp_path / "model", "trained": "decoder"}
+    with pytest.raises(ConfigError, match="weight_format = 'float16' would round .*'float32'"):
+        stage(**start).build()
+    stage(**start, weight_format="float32").build()

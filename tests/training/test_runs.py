@@ -100,6 +100,11 @@ def test_a_wrong_recipe_is_told_before_a_document_is_read(kind, recipe, message)
         check_recipe(kind, recipe)
 
 
+@pytest.mark.parametrize("kind", ["image-tokenizer", "generator"])
+def test_a_recipe_needs_no_model_table(kind):
+    check_recipe(kind, {"trainer": {"steps": 2, "learning_rate": 1}})
+
+
 def test_what_is_no_table_is_told(tmp_path):
     (tmp_path / "recipe.toml").write_text('data = "pictures"')
     with pytest.raises(ConfigError, match="data is no table"):

@@ -151,7 +151,7 @@ def train(
 ) -> None:
     """Train the models from nothing; a stage that was stopped goes on where it was.
 
-    Stages: image-tokenizer, retriever, evaluation-encoder, generator, vanilla.
+    Stages: image-tokenizer, retriever, evaluation-encoder, decoder (of the image tokenizer, further), generator, vanilla.
     """
     from .stages import STAGES, Run, recipes_for, train_stage
     from .world import build as build_world
@@ -159,7 +159,10 @@ def train(
     check_folder(run, "--run")
     chosen = Run(run, recipes_for(hardware), build_world())
     figures: dict[str, Any] = {}
-    for stage in stages or STAGES:
+    # A folder of recipes of one's own may do without the decoder.
+    for stage in stages or [
+        stage for stage in STAGES if (chosen.recipes / f"{stage}.toml").is_file() or stage != "decoder"
+    ]:
         if not stages and (run / stage / "model").is_dir():
             output.note(f"{stage} is trained already: {run / stage / 'model'}")
             continue

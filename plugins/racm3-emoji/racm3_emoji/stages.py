@@ -113,7 +113,9 @@ def train_stage(run: Run, stage: str, progress: Progress | None = None) -> dict[
     kind, recipe = STAGES[stage], run.recipe(stage)
     recipe["data"] = SOURCE
     if stage == "decoder":
-        recipe["model"] |= {"start": str(run.model("image-tokenizer")), "perceptual": str(run.model("retriever"))}
+        recipe["model"] |= {
+            "start": str(run.model("image-tokenizer").resolve()), "perceptual": str(run.model("retriever").resolve()),
+        }  # fmt: skip
     if kind == "generator":  # one text tokenizer for all generators of a run
         recipe["tokenizer"] = run.recipe("generator")["tokenizer"]
     return runs.train_stage(

@@ -106,10 +106,17 @@ def _default(stage: str, name: str, field: Any) -> str:
     return "" if field.get_default() is None else json.dumps(field.get_default())
 
 
-def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
-    from ..training.runs import TABLES, Run, check_recipe, check_same_recipe, read_stage_recipe
+def _taken(kind: str) -> set[str]:
+    """What a stage of a kind is not called: there it would be looked for as something else."""
+    from ..training.runs import DECODER, TABLES
 
-    if name and (Path(name).name != name or name.startswith(".") or name in ("data", "prepared", *{*TABLES} - {kind})):
+    return {"data", "prepared", *TABLES, *([] if kind == "image-tokenizer" else [DECODER])} - {kind}
+
+
+def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
+    from ..training.runs import Run, check_recipe, check_same_recipe, read_stage_recipe
+
+    if name and (Path(name).name != name or name.startswith(".") or name in _taken(kind)):
         raise typer.BadParameter(f"{name!r} is no name for a {kind} in the run's folder", param_hint="--name")
     check_folder(folder, "--run")
     recipe = read_stage_recipe(path)

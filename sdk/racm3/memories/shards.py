@@ -294,9 +294,11 @@ def _damaged(path: Path) -> MemoryCorrupt:
 
 def _read(path: Path, dim: int) -> Iterator[tuple[Document, np.ndarray]]:
     try:
-        for key, files in samples(path):
+        for key, files, fault in samples(path):
             try:
-                yield _document(files), _vector(files, dim)
+                if fault:
+                    raise ValueError(fault)
+                yield exported_document(files), _vector(files, dim)
             except Exception as error:  # numpy raises TokenError, SyntaxError, ValueError ... on a bad header
                 why = error.message if isinstance(error, RACM3Error) else str(error)
                 raise MemoryCorrupt(f"{path.name}: {key} cannot be read: {why}.", "Export it again.") from error
@@ -306,7 +308,8 @@ def _read(path: Path, dim: int) -> Iterator[tuple[Document, np.ndarray]]:
         raise MemoryCorrupt(f"{path.name} cannot be read: {error}.", "Copy it, or export it, again.") from error
 
 
-def _document(files: Mapping[str, bytes]) -> Document:
+def exported_document(files: Mapping[str, bytes]) -> Document:
+    """The document of an export's sample, as it was. Raises `RACM3Error`, `KeyError`, `TypeError` or `ValueError`."""
     said = json.loads(files["json"])
     parts = [
         Text(part["text"]) if "text" in part else _image(files[part["image"]], part["hash"]) for part in said["parts"]

@@ -226,7 +226,9 @@ class ClipRetriever(Retriever):
                     source.name, source.pretrained, precision=PRECISIONS[self.dtype], device=device, cache_dir=cache_dir,
                     weights_only=True, force_quick_gelu=bool(source.preprocessing.get("quick_gelu")),
                 )  # fmt: skip
-                tokenizer = open_clip.get_tokenizer(source.name, cache_dir=cache_dir)
+                # Else transformers asks whoever is at the terminal whether to run code that comes with the weights.
+                never = {"trust_remote_code": False} if source.tokenizer_of_transformers else {}
+                tokenizer = open_clip.get_tokenizer(source.name, cache_dir=cache_dir, **never)
         except FileNotFoundError as error:
             raise WeightsNotFound(f"{source.name} is not complete: {error}.") from error
         except Exception as error:  # torch, safetensors, pickle and tokenizers each raise their own

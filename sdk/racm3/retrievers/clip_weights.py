@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
     "tokenizer.model", "sentencepiece.bpe.model", "spiece.model",
 )  # fmt: skip
+TOKENIZER_SETTINGS = frozenset({"clean", "language", "strip_sep_token"})  # that a configuration may give
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,11 @@ class ClipSource:
     @property
     def dim(self) -> int:
         return int(self.architecture["embed_dim"])
+
+    @property
+    def tokenizer_of_transformers(self) -> bool:
+        """Whether its tokenizer is one of transformers, and not open_clip's own."""
+        return bool(self.architecture["text_cfg"].get("hf_tokenizer_name"))
 
     def fingerprint(self, *, pad: bool) -> str:
         """SHA-256 over contents: weights, architecture, tokenizer, preprocessing and pooling; no path takes part."""
@@ -191,11 +197,11 @@ def _read_config(path: Path) -> dict[str, Any]:
         asked = dict(towers[1].get("tokenizer_kwargs") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not an open_clip configuration: {error!r}.") from error
-    # open_clip hands these on to transformers, which would run what lies beside the weights.
-    if "trust_remote_code" in asked:
+    # open_clip hands these on; by others code that lies beside the weights is run, or a file opened or fetched.
+    if odd := sorted(asked.keys() - TOKENIZER_SETTINGS):
         raise CheckpointError(
-            f"{path} asks for code of its own to be run (tokenizer_kwargs: trust_remote_code).",
-            "Code that comes with weights is never run: take it out, if the tokenizer works without.",
+            f"{path} gives its tokenizer {', '.join(odd)}, and code or files that come with weights are never trusted.",
+            f"Take it out, if the tokenizer works without. Known: {', '.join(sorted(TOKENIZER_SETTINGS))}.",
         )
     return config
 

@@ -35,6 +35,7 @@ from .sources import BAD, read_source
 
 FILES = ("pixels.bin", "documents.jsonl", "skipped.jsonl")
 READING = "reading.json"
+LOCK = ".reading.lock"
 SAFE_AFTER = 1000  # documents: who is killed loses no more than these
 
 
@@ -97,13 +98,14 @@ def _again(folder: Path) -> str:
 
 @dataclass
 class _Reading:
-    """How far a source has been read. samples: looked at, bad ones included; document: the last of them, with its picture's
-    hash; sizes: of the files, in bytes."""
+    """How far a source has been read. samples: looked at, bad ones included; chain: a hash over what they say, each with those
+    before it; picture: hash of the last one; sizes: of the files, in bytes."""
 
     samples: int = 0
     documents: int = 0
     pictures: int = 0
-    document: tuple[str, str] = ("", "")
+    chain: str = ""
+    picture: str = ""
     sizes: dict[str, int] = field(default_factory=dict)
 
 
@@ -112,36 +114,37 @@ class _SourceChanged(Exception):
 
 
 def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progress: Progress | None) -> None:
+    from .processes import claimed
+
     if settings.path is None:
         raise ConfigError("The table [data] of the recipe has no path.", "Say where the documents are.")
     new = folder.with_name(folder.name + ".new")
-    begun = _begun(new, recorded)
-    if begun is None:
-        shutil.rmtree(new, ignore_errors=True)
     made = [place for place in (new, *new.parents) if not place.exists()]
-    new.mkdir(parents=True, exist_ok=True)
     try:
-        _read_into(new, settings, recorded, begun or _Reading(), progress)
-    except _SourceChanged:
-        shutil.rmtree(new)
-        _read(settings, recorded, folder, progress)
-        return
+        with claimed(folder.parent, LOCK):
+            begun = _begun(new, recorded)
+            try:
+                _read_into(new, settings, recorded, begun, progress)
+            except _SourceChanged:
+                _read_into(new, settings, recorded, None, progress)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(new, folder)
     except BaseException:
-        if not (new / READING).is_file():
+        if not (new / READING).is_file():  # there is nothing to go on from
             shutil.rmtree(new, ignore_errors=True)
             with suppress(OSError):
+                if folder.parent in made:
+                    (folder.parent / LOCK).unlink()
                 for place in made[1:]:
                     place.rmdir()
         raise
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(new, folder)
 
 
 def _begun(new: Path, recorded: dict[str, Any]) -> _Reading | None:
     """How far a reading with these settings came that was broken off."""
     try:
         found = json.loads((new / READING).read_text(encoding="utf-8"))
-        begun = _Reading(**{**found["reading"], "document": tuple(found["reading"]["document"])})
+        begun = _Reading(**found["reading"])
         whole = all((new / name).stat().st_size >= begun.sizes[name] for name in FILES)
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -149,16 +152,25 @@ def _begun(new: Path, recorded: dict[str, Any]) -> _Reading | None:
 
 
 def _read_into(
-    new: Path, settings: DataSettings, recorded: dict[str, Any], done: _Reading, progress: Progress | None
+    new: Path, settings: DataSettings, recorded: dict[str, Any], begun: _Reading | None, progress: Progress | None
 ) -> None:
     assert settings.path is not None
-    known, samples, began = replace(done), 0, time.perf_counter()
+    if begun is None:
+        shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True, exist_ok=True)
+    known, done = begun or _Reading(), replace(begun or _Reading())
+    samples, chain, began = 0, "", time.perf_counter()
     with ExitStack() as opened:
         pixels, lines, bad = (opened.enter_context(_continued(new / name, done.sizes.get(name, 0))) for name in FILES)
 
+        def count(*said: object) -> None:
+            nonlocal samples, chain
+            samples, chain = samples + 1, hashlib.sha256(json.dumps([chain, *said]).encode()).hexdigest()
+            if samples == known.samples and chain != known.chain:
+                raise _SourceChanged
+
         def skip(where: str, error: Exception) -> None:
-            nonlocal samples
-            samples += 1
+            count(where)
             if samples > known.samples:
                 tell_of(where, error)
 
@@ -173,23 +185,21 @@ def _read_into(
             write_json(new / READING, {"settings": recorded, "reading": asdict(done)})
 
         for document in read_source(settings.source, settings.path, settings.images, skip):
-            samples += 1
+            count(document.id, document.content_hash, dict(document.metadata))
             if samples <= known.samples:
-                if samples == known.samples and known.document != _named(document):
-                    raise _SourceChanged
                 if progress is not None and samples % SAFE_AFTER == 0:
                     progress(samples, known.samples, "documents that were read before")
                 continue
             try:
                 entry, image = _entry(document, settings), document.images[0]
-                square = None if image.content_hash == done.document[1] else image.square(settings.size)
+                square = None if image.content_hash == done.picture else image.square(settings.size)
             except BAD as error:
                 tell_of(document.id, error)
                 continue
             if square is not None:  # or else another caption of the same picture, which shares its pixels
                 pixels.write(np.ascontiguousarray(square).tobytes())
                 done.pictures += 1
-            done.samples, done.document = samples, _named(document)
+            done.samples, done.chain, done.picture = samples, chain, image.content_hash
             lines.write(
                 json.dumps({"picture": done.pictures - 1, "sha256": image.content_hash, **entry}).encode() + b"\n"
             )
@@ -204,6 +214,8 @@ def _read_into(
                 break
             if done.documents % SAFE_AFTER == 0:
                 make_safe()
+        if samples < known.samples:
+            raise _SourceChanged
     listed = skipped(new)
     if not done.documents:
         shown = "; ".join(f"{s['where']}: {s['error']}" for s in listed[:3])
@@ -215,10 +227,6 @@ def _read_into(
     digest = hashlib.sha256((new / "documents.jsonl").read_bytes()).hexdigest()
     (new / READING).unlink(missing_ok=True)
     (new / "dataset.json").write_text(json.dumps({"settings": recorded, **counts, "digest": digest}, indent=2) + "\n")
-
-
-def _named(document: Document) -> tuple[str, str]:
-    return document.id, document.images[0].content_hash if document.images else ""
 
 
 def _continued(path: Path, size: int) -> BinaryIO:

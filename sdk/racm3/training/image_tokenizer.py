@@ -16,12 +16,14 @@ import torch
 from diffusers import VQModel
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from .data import VARIANTS, TrainingSet, generator_at, variant
 from .perceptual import PerceptualDistance
 from .recipe import read_table
 from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
+
+DECODER = ("decoder.", "post_quant_conv.")  # what paints: the parameters whose names begin so
 
 
 class ImageTokenizerSettings(BaseModel):
@@ -92,8 +94,14 @@ class QuantizedAutoencoder(torch.nn.Module):
         if settings.start is not None:
             self._start_from(settings.start)
         if settings.trained == "decoder":
-            for part in (self.vq.encoder, self.vq.quant_conv):
-                part.requires_grad_(False)
+            for name, weight in self.vq.named_parameters():
+                if not name.startswith(DECODER):
+                    weight.requires_grad_(False)
+                    if not torch.equal(weight, weight.to(getattr(torch, settings.weight_format)).float()):
+                        raise ConfigError(
+                            f"[model] weight_format = '{settings.weight_format}' would round {name}, and change tokens.",
+                            "Set it to that of the image tokenizer that is trained further, such as 'float32'.",
+                        )
 
     def _start_from(self, folder: Path) -> None:
         given = ImageTokenizer.load(folder)
@@ -104,7 +112,6 @@ class QuantizedAutoencoder(torch.nn.Module):
             raise CheckpointError(
                 f"Training cannot start from {folder}: {why}.", "Its [model] table must give the same shape."
             ) from error
-        self.sums.copy_(given.codebook)
 
     def forward(
         self, images: torch.Tensor, quantise: bool
@@ -169,10 +176,11 @@ class ImageTokenizerStage(Stage):
     def after_step(self, model: torch.nn.Module, step: int) -> None:
         """Move the codebook to the mean of what fell to each code, and restart codes that nothing fell to."""
         assert isinstance(model, QuantizedAutoencoder)
+        if self.settings.trained == "decoder":
+            self._seen.clear()
+            return
         latents, ids = (_of_all_processes(list(seen)) for seen in zip(*self._seen, strict=True))
         self._seen.clear()
-        if self.settings.trained == "decoder":
-            return
         codebook, codes = model.vq.quantize.embedding.weight, self.settings.codes
         generator = torch.Generator(device="cpu").manual_seed(self.seed * 1_000_003 + step)
         if step <= self._free_steps:
@@ -181,6 +189,9 @@ class ImageTokenizerStage(Stage):
             model.usage.fill_(1.0)
             model.sums.copy_(codebook)
             return
+        if step == 1:  # with a start: as if its codes had been used alike so far
+            model.usage.fill_(len(ids) / codes)
+            model.sums.copy_(codebook * model.usage.unsqueeze(1))
         decay = self.settings.decay
         counts = torch.bincount(ids, minlength=codes).float()
         sums = torch.zeros_like(model.sums).index_add_(0, ids, latents)

@@ -25,11 +25,11 @@ def on_cpu(device: str) -> bool:
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[None]:
-    """The right to train in a folder, which is made; `ConfigError` while another process has it."""
+def claimed(folder: Path, lock: str = ".lock") -> Iterator[None]:
+    """The right to train in a folder, which is made; `ConfigError` while another process has it. lock: the file that says so."""
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        claim = Claim(folder / ".lock", str(folder))
+        claim = Claim(folder / lock, str(folder))
     except MemoryLocked as error:
         raise ConfigError(
             f"{f'Process {error.owner}' if error.owner else 'Another process'} is training in {folder}.",

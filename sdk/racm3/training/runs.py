@@ -156,7 +156,7 @@ def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
 
             check_architecture(recipe["model"]["architecture"])
         for key in ("start", "perceptual"):
-            if (folder := recipe["model"].get(key)) is not None and not Path(folder).is_dir():
+            if (folder := recipe.get("model", {}).get(key)) is not None and not Path(folder).is_dir():
                 raise ConfigError(f"[model] {key}: there is no folder {folder}.", "Give that of a trained model.")
         data = read_table(DataSettings, recipe, "data")
         if kind == "image-tokenizer" and ":" not in data.source:
@@ -363,11 +363,13 @@ def _with_decoder(run: Run, image_tokenizer: ImageTokenizer) -> ImageTokenizer:
     """The same tokens, painted by the decoder that was trained further, where the run has one."""
     import torch
 
-    if not (run.folder / DECODER).is_dir():
+    from .image_tokenizer import DECODER as PAINTS
+
+    if not (run.folder / DECODER / "model").is_dir():
         return image_tokenizer
     better = type(image_tokenizer).load(run.model(DECODER))
     weights, others = (one.model.state_dict() for one in (image_tokenizer, better))
-    fixed = [name for name in weights if not name.startswith(("decoder.", "post_quant_conv."))]
+    fixed = [name for name in weights if not name.startswith(PAINTS)]
     if not all(name in others and torch.equal(weights[name], others[name]) for name in fixed):
         raise CheckpointError(
             f"{run.folder / DECODER} knows other tokens than {run.folder / 'image-tokenizer'}.",

@@ -125,7 +125,7 @@ class Checkpoint:
     def load(cls, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Checkpoint:
         """Open a checkpoint folder. `WeightsNotFound`: something is missing; `CheckpointError`: it does not fit together."""
         import torch
-        from transformers import AutoModelForCausalLM
+        from transformers import LlamaForCausalLM
 
         folder = Path(folder)
         format = read_description(folder)
@@ -137,11 +137,12 @@ class Checkpoint:
             raise WeightsNotFound(
                 f"No weights in {folder}: there is no .safetensors file.", "Give a checkpoint folder."
             )
+        _check_config(folder)
         try:
             with _no_progress_bars():
-                opened: Any = AutoModelForCausalLM.from_pretrained(
-                    folder, local_files_only=True, use_safetensors=True, trust_remote_code=False,
-                    dtype=getattr(torch, dtype), attn_implementation="sdpa", output_loading_info=True,
+                opened: Any = LlamaForCausalLM.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, dtype=getattr(torch, dtype),
+                    attn_implementation="sdpa", output_loading_info=True,
                 )  # fmt: skip
         except Exception as error:
             raise CheckpointError(f"The model in {folder} cannot be read: {error}", _COPY_AGAIN) from error
@@ -212,12 +213,25 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def _check_config(folder: Path) -> None:
+    """What a configuration may make transformers do besides: other models, kernels and quantisers, some of them fetched."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        kind = config.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"The model in {folder} cannot be read: config.json: {error}", _COPY_AGAIN) from error
+    if kind != "llama":
+        raise CheckpointError(f"The model in {folder} is a {kind}, not a llama.", _COPY_AGAIN)
+    if odd := sorted(
+        {"_attn_implementation", "attn_implementation", "auto_map", "quantization_config"} & config.keys()
+    ):
+        raise CheckpointError(f"The model in {folder} asks for more than a llama: {', '.join(odd)}.", _COPY_AGAIN)
+
+
 def _check_parts(folder: Path, vocabulary: Vocabulary, model: Any, text: Tokenizer, image: ImageTokenizer) -> None:
     """The parts of a checkpoint must have been trained for each other."""
     import torch
 
-    if model.config.model_type != "llama":
-        raise CheckpointError(f"The model in {folder} is a {model.config.model_type}, not a llama.", _COPY_AGAIN)
     mismatches = {
         "tokenizer.json": (text.get_vocab_size(), vocabulary.text_tokens),
         "image_tokenizer": (image.codes, vocabulary.image_tokens),
