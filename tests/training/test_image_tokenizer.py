@@ -327,6 +327,6 @@ def test_a_format_that_would_change_tokens_is_refused(trained, tmp_path):
     recipe = {"model": {**MODEL, "weight_format": "float32"}, "trainer": {**TRAINER, "steps": 2}}
     train_image_tokenizer(recipe, DATA, HELD_OUT, tmp_path)
     start = {"start": tmp_path / "model", "trained": "decoder"}
-    with pytest.raises(ConfigError, match="weight_format = 'float16' would round .*'float32'"):
+    with pytest.raises(ConfigError, match=r"weight_format = 'float16' would round .*'float32'"):
         stage(**start).build()
     stage(**start, weight_format="float32").build()

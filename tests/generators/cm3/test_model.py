@@ -214,6 +214,16 @@ def test_a_model_of_another_vocabulary_is_refused(folder):
     assert "model has" in refused(folder)
 
 
+@pytest.mark.parametrize(
+    "asked", [{"_attn_implementation": "some/kernel"}, {"quantization_config": {}}, {"auto_map": {}}]
+)
+def test_a_configuration_that_asks_for_more_than_a_llama_is_refused(folder, asked):
+    """transformers would fetch a kernel, or run code that lies beside the weights."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **asked}))
+    assert f"asks for more than a llama: {next(iter(asked))}" in refused(folder)
+
+
 def test_a_model_of_another_kind_is_refused(folder):
     """Its weights may have the same names; it would be read as what it is not."""
     config = json.loads((folder / "config.json").read_text())
