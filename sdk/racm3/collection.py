@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from . import webdataset
 from .document import Document, Image, Part
 from .errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error, nearest
 from .image import MAX_BYTES
 from .interfaces import Progress
-from .webdataset import Sample, samples, shards_of
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +116,13 @@ def read_shards(
 ) -> Iterator[Document]:
     """The documents of webdataset shards, one by one, as img2dataset or `racm3 memory export` writes them.
 
-    Under each key a picture (jpg, png, webp, gif, bmp), and its caption as txt or in a json, of which the rest is metadata; or a
-    document as it was exported. path: a folder of .tar files, one of them, or a pattern. The id of what was not exported is
-    the folder's name, the shard's, and the key. on_skip, progress, decode:
-    as of `read_folder`, the number in all being unknown; of a damaged shard what comes before the damage is read. Raises
-    `ConfigError` if there are no shards.
+    Under each key a picture (jpg, png, webp, gif, bmp), and its caption as txt or in a json, of which the rest is metadata, as
+    far as a document can hold it; or a document as it was exported. path: a folder of .tar files, one of them, or a pattern.
+    The id of what was not exported is the folder's name, the shard's, and the key. on_skip, progress, decode: as of
+    `read_folder`, the number in all being unknown. Of a damaged shard all samples before the damage are read but the last.
+    Raises `ConfigError` if there are no shards.
     """
-    return _sampled(shards_of(Path(path).expanduser()), on_skip or _log, progress, decode)
+    return _sampled(webdataset.shards_of(Path(path).expanduser()), on_skip or _log, progress, decode)
 
 
 def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, decode: bool) -> Iterator[Document]:
@@ -131,7 +131,7 @@ def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, dec
     done = 0
     for shard in shards:
         name = shard.absolute().relative_to(base.parent).as_posix()
-        read = samples(shard, largest=MAX_BYTES)
+        read = webdataset.samples(shard, largest=MAX_BYTES)
         while True:
             try:
                 sample = next(read, None)
@@ -154,7 +154,7 @@ def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, dec
                 progress(done, 0, where)
 
 
-def _document_of_sample(sample: Sample, id: str) -> Document:
+def _document_of_sample(sample: webdataset.Sample, id: str) -> Document:
     if sample.fault:
         raise InvalidDocument(sample.fault)
     said = json.loads(sample.files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN: what is missing

@@ -7,7 +7,7 @@
       dataset.json      the settings that it was read with, and counts; written last
 
 The source is streamed: no more than one picture at a time is in memory. It is read into data.new, where reading.json says from
-time to time how far; who was killed goes on from there, and decodes no picture twice.
+time to time how far; who was killed goes on from there, if nothing that was read has changed.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ class PerceptualDistance:
 
         painted, images: [B, 3, S, S] from -1 to 1; gradients reach both.
         """
-        pairs = list(zip(self._seen(painted), self._seen(images), strict=True))
+        pairs = list(zip(self._directions(painted), self._directions(images), strict=True))
         apart = [(one - other).square().sum(1).mean() for one, other in pairs]
         return torch.stack(apart).mean()
 
-    def _seen(self, images: torch.Tensor) -> list[torch.Tensor]:
-        """Of each layer, directions [B, channels, height, width]."""
+    def _directions(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """What each layer sees at each position, as a unit vector: [B, channels, height, width] each."""
         self._tower.to(images.device)
         normalised = (images - self._shift.to(images.device)) / self._scale.to(images.device)
         sized = functional.interpolate(normalised, self._size, mode="bilinear", antialias=True)
