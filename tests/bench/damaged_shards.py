@@ -81,9 +81,14 @@ def readings(made: list[Files], folder: Path, draw: random.Random) -> str:
     one, other = draw.sample(made, 2)
     files = {name: data for name, data in one.items() if name != shards.MANIFEST}
     name = draw.choice(sorted(files))
-    repacks = draw.random() < 0.5
-    files[name] = repacked(files[name], draw) if repacks else mutated(files[name], other.get(name, b""), draw)
-    if draw.random() < 0.5:
+    damage = draw.random()
+    if damage < 0.4:
+        files[name] = repacked(files[name], draw)
+    elif damage < 0.7:
+        files[name] = mutated(files[name], other.get(name, b""), draw)
+    else:
+        files[name] = resized(files[name], draw)
+    if damage >= 0.7 or draw.random() < 0.5:
         files[name] = tar_sums(files[name])
     put(folder, files)
     passed_over: list[str] = []
@@ -128,6 +133,23 @@ def repacked(data: bytes, draw: random.Random) -> bytes:
             member.size = len(content)
             new.addfile(member, io.BytesIO(content))
     return made.getvalue()
+
+
+def resized(data: bytes, draw: random.Random) -> bytes:
+    """A shard of which one file says that it has another size: below zero, a little off, or more than there is."""
+    made = bytearray(data)
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        member = draw.choice(list(tar))
+    size = draw.choice(
+        (-512, -1024, -(draw.randrange(1, 40)) * 512, member.size + draw.randrange(-600, 600), 2**33, 2**80)
+    )
+    written = b"%011o\0" % size if 0 <= size < 2**33 else (size % 256**12).to_bytes(12)
+    made[member.offset + 124 : member.offset + 136] = written
+    if draw.random() < 0.3:
+        made[member.offset + 156 : member.offset + 157] = draw.choice(
+            (b"x", b"L", b"K", b"S", b"5", b"1", b"2", b"7", b"g")
+        )
+    return bytes(made)
 
 
 def tar_sums(data: bytes) -> bytes:
