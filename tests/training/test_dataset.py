@@ -6,6 +6,8 @@ import io
 import json
 import re
 import shutil
+import subprocess
+import sys
 import tarfile
 
 import numpy as np
@@ -205,6 +207,31 @@ def test_a_reading_that_cannot_be_gone_on_with_begins_anew(tmp_path, broken_off,
     assert len(looked) == {"source": 10, "shrunk": 3, "last": 10}.get(what, 11)
     open_dataset(settings("folder", source, size=size), tmp_path / "whole")
     assert files_of(tmp_path / "data") == files_of(tmp_path / "whole")
+
+
+def test_a_second_reading_beside_the_first_is_refused_and_takes_nothing_from_it(tmp_path):
+    source, code = (
+        folder(tmp_path),
+        f"""
+import time
+from pathlib import Path
+from racm3.training.processes import claimed
+from racm3.training.dataset import LOCK
+with claimed(Path({str(tmp_path / "run")!r}), LOCK):
+    (Path({str(tmp_path / "run")!r}) / "data.new").mkdir()
+    print("reading", flush=True)
+    time.sleep(60)
+""",
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout.readline() == "reading\n"
+            with pytest.raises(ConfigError, match=f"Process {other.pid}"):
+                open_dataset(settings("folder", source), tmp_path / "run" / "data")
+            assert (tmp_path / "run" / "data.new").is_dir()
+        finally:
+            other.kill()
+    assert len(open_dataset(settings("folder", source), tmp_path / "run" / "data").data) == 3
 
 
 def test_a_dataset_is_read_once_and_not_mixed_up_with_another(tmp_path):

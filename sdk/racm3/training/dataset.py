@@ -119,24 +119,30 @@ def _read(settings: DataSettings, recorded: dict[str, Any], folder: Path, progre
     if settings.path is None:
         raise ConfigError("The table [data] of the recipe has no path.", "Say where the documents are.")
     new = folder.with_name(folder.name + ".new")
-    made = [place for place in (new, *new.parents) if not place.exists()]
+    made = [place for place in folder.parents if not place.exists()]
     try:
         with claimed(folder.parent, LOCK):
-            begun = _begun(new, recorded)
-            try:
-                _read_into(new, settings, recorded, begun, progress)
-            except _SourceChanged:
-                _read_into(new, settings, recorded, None, progress)
+            _read_or_go_on(settings, recorded, new, progress)
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(new, folder)
     except BaseException:
+        with suppress(OSError):  # what is not empty stays
+            if made and not new.exists():
+                (folder.parent / LOCK).unlink()
+            for place in made:
+                place.rmdir()
+        raise
+
+
+def _read_or_go_on(settings: DataSettings, recorded: dict[str, Any], new: Path, progress: Progress | None) -> None:
+    try:
+        try:
+            _read_into(new, settings, recorded, _begun(new, recorded), progress)
+        except _SourceChanged:
+            _read_into(new, settings, recorded, None, progress)
+    except BaseException:
         if not (new / READING).is_file():  # there is nothing to go on from
             shutil.rmtree(new, ignore_errors=True)
-            with suppress(OSError):
-                if folder.parent in made:
-                    (folder.parent / LOCK).unlink()
-                for place in made[1:]:
-                    place.rmdir()
         raise
 
 
