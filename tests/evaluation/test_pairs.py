@@ -8,6 +8,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from racm3 import Image
 from racm3.errors import ConfigError
 from racm3.evaluation.pairs import read_pairs
 
@@ -89,6 +90,23 @@ def test_a_limit_draws_the_same_pairs_every_time(coco: Path) -> None:
     save(coco.parent.parent / "val2017/4.png")
     first, again = (read_pairs(coco, limit=1) for _ in range(2))
     assert len(first) == 1 and [pair.caption for pair in first] == [pair.caption for pair in again]
+
+
+def test_of_a_folder_no_more_pictures_are_decoded_than_are_drawn(tmp_path: Path, monkeypatch) -> None:
+    for number in range(8):
+        save(tmp_path / f"{number}.png").with_suffix(".txt").write_text(f"thing {number}")
+    save(tmp_path / "bare.png")
+    every, skipped, decoded = read_pairs(tmp_path), [], []
+    decode = Image._decoded
+    monkeypatch.setattr(Image, "_decoded", lambda image, *given: decoded.append(image.origin) or decode(image, *given))
+    drawn = read_pairs(tmp_path, limit=3, on_skip=lambda where, error: skipped.append(where))
+    assert len(drawn) == len(decoded) == 3 and skipped == ["bare.png"]
+    assert [pair.caption for pair in drawn] == [
+        pair.caption for pair in every if pair.caption in {p.caption for p in drawn}
+    ]
+    (tmp_path / f"{drawn[0].caption[-1]}.png").write_bytes(b"no picture")
+    fewer = read_pairs(tmp_path, limit=3, on_skip=lambda where, error: skipped.append(where))
+    assert [pair.caption for pair in fewer] == [pair.caption for pair in drawn[1:]] and len(skipped) == 3
 
 
 def test_coco_pictures_that_are_nowhere(coco: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from ..coco import coco_pictures, read_coco
 from ..collection import OnSkip, read_folder
 from ..document import Document, Image
-from ..errors import ConfigError, InvalidDocument, RACM3Error
+from ..errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error
 from ..interfaces import Progress
 
 logger = logging.getLogger(__name__)
@@ -50,8 +50,8 @@ def read_pairs(
 ) -> list[Pair]:
     """The pairs of a data set, in its order.
 
-    path: a folder or shards as `racm3 index` reads them; or COCO's captions JSON, whose pictures lie in `images`, by default beside
-    it or where COCO has them (annotations/captions_val2017.json and val2017/). entity: the key of the metadata that
+    path: a folder or shards as `racm3 index` reads them; or COCO's captions JSON, whose pictures lie in `images`, by default
+    beside it or where COCO has them (annotations/captions_val2017.json and val2017/). entity: the key of the metadata that
     says what is shown; by default every pair is an entity of its own. limit: so many, drawn once and for all.
 
     on_skip: called with the path and the error of each sample that is bad or not a pair. Raises `ConfigError` where
@@ -63,10 +63,10 @@ def read_pairs(
     elif images is not None:
         raise ConfigError("The folder of the pictures is for COCO captions JSON.", f"Leave it out for {source}.")
     else:
-        found = read_folder(source, on_skip=skip, progress=progress)
+        found = _folder(source, limit, skip, progress)
     pairs = []
     for document in found:
-        if not document.texts or len(document.images) != 1:
+        if not _is_pair(document):
             skip(document.id, InvalidDocument("It is no pair: one picture with a caption is needed."))
             continue
         name = document.id if entity is None else _entity(document, entity)
@@ -76,6 +76,30 @@ def read_pairs(
         hint = f"Give the captions JSON itself: {listings[0]}." if listings else "Give a folder, or COCO captions JSON."
         raise ConfigError(f"There are no pictures with captions in {source}.", hint)
     return [pairs[i] for i in _drawn(len(pairs), limit)]
+
+
+def _is_pair(document: Document) -> bool:
+    return bool(document.texts) and len(document.images) == 1
+
+
+def _folder(source: Path, limit: int | None, skip: OnSkip, progress: Progress | None) -> Iterator[Document]:
+    """The documents of a folder; with a limit, of its pairs those that are drawn: no other picture is held or decoded."""
+    if limit is None:
+        yield from read_folder(source, on_skip=skip, progress=progress)
+        return
+    count = sum(map(_is_pair, read_folder(source, on_skip=lambda where, error: None, decode=False)))
+    drawn, number = set(_drawn(count, limit)), -1
+    for document in read_folder(source, on_skip=skip, progress=progress, decode=False):
+        number += _is_pair(document)
+        if not _is_pair(document):
+            yield document
+        elif number in drawn:
+            try:
+                _ = document.image and document.image.picture  # a broken one is passed over
+            except InvalidImage as error:
+                skip(document.id, error)
+            else:
+                yield document
 
 
 def _first(document: Document) -> list[str | Image]:
