@@ -95,7 +95,7 @@ def _folder(source: Path, limit: int | None, skip: OnSkip, progress: Progress | 
             yield document
         elif number in drawn:
             try:
-                _ = document.image and document.image.picture  # a broken one is passed over
+                _ = document.images[0].picture  # a broken one is passed over
             except InvalidImage as error:
                 skip(document.id, error)
             else:

@@ -192,9 +192,9 @@ def _from_architecture(name: str, pretrained: str | None, cache_dir: Path | None
 def _read_config(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        int(config["model_cfg"]["embed_dim"])
-        towers = dict(config["model_cfg"]["vision_cfg"]), dict(config["model_cfg"]["text_cfg"])
-        asked = dict(towers[1].get("tokenizer_kwargs") or {})
+        model = config["model_cfg"]
+        int(model["embed_dim"]), dict(model["vision_cfg"])
+        asked = dict(dict(model["text_cfg"]).get("tokenizer_kwargs") or {})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path} is not an open_clip configuration: {error!r}.") from error
     # open_clip hands these on; by others code that lies beside the weights is run, or a file opened or fetched.

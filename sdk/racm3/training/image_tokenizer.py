@@ -23,7 +23,7 @@ from .perceptual import PerceptualDistance
 from .recipe import read_table
 from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
 
-DECODER = ("decoder.", "post_quant_conv.")  # what paints: the parameters whose names begin so
+PAINTING = ("decoder.", "post_quant_conv.")  # how the names of the parameters begin that make pictures of codes
 
 
 class ImageTokenizerSettings(BaseModel):
@@ -95,7 +95,7 @@ class QuantizedAutoencoder(torch.nn.Module):
             self._start_from(settings.start)
         if settings.trained == "decoder":
             for name, weight in self.vq.named_parameters():
-                if not name.startswith(DECODER):
+                if not name.startswith(PAINTING):
                     weight.requires_grad_(False)
                     if not torch.equal(weight, weight.to(getattr(torch, settings.weight_format)).float()):
                         raise ConfigError(

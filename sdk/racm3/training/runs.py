@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .documents import PreparedDocuments
     from .generator import ObjectiveSettings
 
+# The stage whose image tokenizer has the tokens of the run's own, and the better pictures.
 DECODER = "decoder"
 
 # Held-out figures are taken on no more than so many documents, spread evenly over those that there are.
@@ -355,21 +356,21 @@ def generator_inputs(
         image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"), device=device)
         prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
     image_tokenizer.model.to("cpu")  # where the codebook is looked at; the room is for the generator now
-    painter = _with_decoder(run, image_tokenizer)
-    return GeneratorInputs(replace(prepared, held_out=_few(corpus.held_out)), text_tokenizer, painter)
+    held_out = _few(corpus.held_out)
+    return GeneratorInputs(replace(prepared, held_out=held_out), text_tokenizer, _with_decoder(run, image_tokenizer))
 
 
 def _with_decoder(run: Run, image_tokenizer: ImageTokenizer) -> ImageTokenizer:
     """The same tokens, painted by the decoder that was trained further, where the run has one."""
     import torch
 
-    from .image_tokenizer import DECODER as PAINTS
+    from .image_tokenizer import PAINTING
 
     if not (run.folder / DECODER / "model").is_dir():
         return image_tokenizer
     better = type(image_tokenizer).load(run.model(DECODER))
     weights, others = (one.model.state_dict() for one in (image_tokenizer, better))
-    fixed = [name for name in weights if not name.startswith(PAINTS)]
+    fixed = [name for name in weights if not name.startswith(PAINTING)]
     if not all(name in others and torch.equal(weights[name], others[name]) for name in fixed):
         raise CheckpointError(
             f"{run.folder / DECODER} knows other tokens than {run.folder / 'image-tokenizer'}.",
