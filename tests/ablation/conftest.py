@@ -15,7 +15,7 @@ from racm3.ablation import analysis
 from racm3.generators.cm3 import model as cm3_model
 from racm3.generators.cm3.model import Size
 from racm3.testing import HashingRetriever
-from racm3.training import runs
+from racm3.training import generator_inputs
 
 COLOURS = ("red", "green", "blue", "white", "black", "grey")
 
@@ -23,7 +23,7 @@ COLOURS = ("red", "green", "blue", "white", "black", "grey")
 @pytest.fixture(autouse=True)
 def nano(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cm3_model.SIZES, "nano", Size(1, 16, 2))
-    for module in (runs, analysis):
+    for module in (generator_inputs, analysis):
         monkeypatch.setattr(module, "retriever_of", lambda run, recipe: HashingRetriever(64))
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
+import PIL.Image
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from racm3.ablation import analysis
 from racm3.ablation.analysis import Ablation, analyse, read_measurement, training_seconds
@@ -129,6 +132,33 @@ def test_more_seeds_and_more_drawings_train_no_more_than_they_need(make, trained
     assert {name for name, _ in trained} == {"ours-1"}
     after = read_measurement(more, "ours-k1", 0)
     assert after["nats"] == before["nats"] and len(after["hits"]) == 3
+
+
+def test_a_decoder_that_was_trained_further_paints_for_models_that_are_older(make, toy_run, trained):
+    ablation, corpus = make("k")
+    bench = whole(ablation, corpus)
+    before = read_measurement(ablation, "ours-k1", 0)
+    shutil.copytree(toy_run / "image-tokenizer" / "model", toy_run / "decoder" / "model")
+    (weights,) = (toy_run / "decoder" / "model").glob("*.safetensors")
+    save_file(
+        {
+            name: 2 * value if name.startswith("decoder.conv_out") else value
+            for name, value in load_file(weights).items()
+        },
+        weights,
+    )
+    del trained[:]
+    again = whole(ablation, corpus)
+    after = read_measurement(ablation, "ours-k1", 0)
+    assert trained == [] and after["nats"] == before["nats"] and after["decoder"] != before["decoder"]
+    tokens = np.zeros((1, bench.image_tokenizer.tokens), np.int64)
+    assert not np.array_equal(*(one.image_tokenizer.decode(tokens) for one in (bench, again)))
+    (place,) = {path.name for path in (ablation.out / "rows" / "ours-k1-0").iterdir()} & {f"{before['places'][0]}.png"}
+    shown = np.asarray(PIL.Image.open(ablation.out / "rows" / "ours-k1-0" / place))
+    generator = Cm3Generator(checkpoint=ablation.folder("ours", 0) / "model")
+    assert not np.array_equal(
+        shown, np.asarray(again.draw(generator, Condition(1), before["places"][:1], 0)[0].picture)
+    )
 
 
 def test_fine_tuning_takes_over_the_vanilla_weights(make, monkeypatch):

@@ -13,9 +13,10 @@ from safetensors.torch import load_file
 from racm3.errors import CheckpointError, ConfigError
 from racm3.generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
 from racm3.training.data import VARIANTS, TrainingSet, generator_at, variant
+from racm3.training.generator_inputs import _with_decoder
 from racm3.training.image_tokenizer import ImageTokenizerSettings, ImageTokenizerStage, psnr, train_image_tokenizer
 from racm3.training.perceptual import PerceptualDistance
-from racm3.training.runs import Run, _with_decoder
+from racm3.training.runs import Run
 
 MODEL = {
     "size": 16, "channels": [8, 8, 16], "norm_groups": 4, "codes": 24, "code_width": 4, "batch_size": 8,

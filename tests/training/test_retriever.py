@@ -15,7 +15,7 @@ from racm3.training.clip_checkpoint import END, PADDING, clip_tokenizer
 from racm3.training.data import TrainingSet
 from racm3.training.retriever import RetrieverSettings, RetrieverStage, retrieval_figures, train_retriever
 from racm3.training.retriever_batches import PairSampler, TextViews, augment, draw_batch
-from racm3.training.runs import check_recipe
+from racm3.training.stage_recipes import check_recipe
 from racm3.training.text_tokenizer import train_text_tokenizer
 
 COLOURS = {

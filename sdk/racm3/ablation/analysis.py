@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,10 +26,12 @@ from ..interfaces import Progress, Retriever
 from ..options import Options
 from ..training.account import read_lines
 from ..training.data import Corpus
+from ..training.generator_inputs import GeneratorInputs, decoder_of, generator_inputs, retriever_of
+from ..training.hardware import device_for
 from ..training.neighbours import NeighbourSettings
 from ..training.recipe import read_table
 from ..training.run_files import check_model, read_json, write_json
-from ..training.runs import GeneratorInputs, Run, differing, generator_inputs, record, recorded, retriever_of
+from ..training.runs import Run, differing, record, recorded
 from .measure import Bench
 from .rows import NO_DROPOUT, Condition, Model, Plan, changed
 
@@ -164,7 +166,7 @@ def _prepare(
     elif judge is None:
         judge, _ = judge_of(run, plan.recipe)
     bench = Bench(
-        corpus.data, ours.documents, {name: table for name, table in found.items() if table is not None},
+        corpus.data, ours.documents, ours.image_tokenizer, {name: table for name, table in found.items() if table is not None},
         settings.forms.index("text"), plan.k, judge, ablation.options,
     )  # fmt: skip
     return lambda model: inputs_for(model.recipe), bench
@@ -188,10 +190,12 @@ def _measure(
     ablation: Ablation, bench: Bench, model: Model, conditions: list[Condition], seed: int, progress: Progress | None
 ) -> None:
     from ..generators.cm3.generator import Cm3Generator
+    from ..generators.cm3.model import Checkpoint
 
     folder = ablation.folder(model.name, seed)
     check_model(folder / "model", f"Delete {folder}: it is trained again.")
-    generator = Cm3Generator(checkpoint=folder / "model")
+    checkpoint = Checkpoint.load(folder / "model", device=device_for("auto"))
+    generator = Cm3Generator.from_checkpoint(replace(checkpoint, image_tokenizer=bench.image_tokenizer))
     for done, condition in enumerate(conditions):
         if progress is not None:
             progress(done, len(conditions), f"{model.name}, seed {seed}: measured with {condition.name}")
@@ -224,10 +228,12 @@ def _measure_one(
 
 def _asked(ablation: Ablation, bench: Bench, model: Model, condition: Condition, seed: int) -> dict[str, Any]:
     """What a measurement depends on, besides the recipe: it is taken again if any of this changes."""
-    judge = bench.judge.encoder.fingerprint if bench.judge is not None else None
+    judge = decoder = None
+    if bench.judge is not None:
+        judge, decoder = bench.judge.encoder.fingerprint, decoder_of(ablation.run)
     return {
         "model": model.name, "condition": condition.name, "seed": seed, "drawings": ablation.drawings,
-        "options": ablation.options.model_dump() if ablation.drawings else None, "judge": judge,
+        "options": ablation.options.model_dump() if ablation.drawings else None, "judge": judge, "decoder": decoder,
         "held_out": len(bench.held_out),
     }  # fmt: skip
 

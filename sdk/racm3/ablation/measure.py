@@ -20,6 +20,7 @@ from .rows import Condition
 
 if TYPE_CHECKING:
     from ..generators.cm3.generator import Cm3Generator
+    from ..generators.cm3.image_tokenizer import ImageTokenizer
 
 _ROWS = 64  # sequences in a forward pass
 
@@ -28,12 +29,14 @@ _ROWS = 64  # sequences in a forward pass
 class Bench:
     """Held-out documents, and what each may be shown: always what its caption finds, never its own picture.
 
+    image_tokenizer: paints what every model draws, also one that was trained before its decoder was trained further.
     tables: neighbours by sampler. form: place of the text among their query forms. group: documents that are read at once;
     more are read in groups of so many, and the predictions averaged (paper section 4).
     """
 
     data: TrainingSet
     documents: PreparedDocuments
+    image_tokenizer: ImageTokenizer
     tables: Mapping[str, Neighbours]
     form: int
     group: int

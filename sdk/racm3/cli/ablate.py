@@ -57,7 +57,7 @@ def ablate(
 
     Needs the run's image tokenizer and retriever. An analysis that was stopped goes on.
     """
-    from ..training.runs import check_recipe, read_stage_recipe
+    from ..training.stage_recipes import check_recipe, read_stage_recipe
 
     found = read_stage_recipe(recipe)
     check_recipe("generator", found)

@@ -80,7 +80,7 @@ def keys(
     as_json: JsonOption = False,
 ) -> None:
     """Every key of a stage's recipe, with what it is when it is left out; a retriever's own table is as in a pipeline file."""
-    from ..training.runs import check_tables, settings_of
+    from ..training.stage_recipes import check_tables, settings_of
 
     check_tables(stage, {})
     rows = [
@@ -108,13 +108,15 @@ def _default(stage: str, name: str, field: Any) -> str:
 
 def _taken(kind: str) -> set[str]:
     """What a stage of a kind is not called: there it would be looked for as something else."""
-    from ..training.runs import DECODER, TABLES
+    from ..training.generator_inputs import DECODER
+    from ..training.stage_recipes import TABLES
 
     return {"data", "prepared", *TABLES, *([] if kind == "image-tokenizer" else [DECODER])} - {kind}
 
 
 def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> None:
-    from ..training.runs import Run, check_recipe, check_same_recipe, read_stage_recipe
+    from ..training.runs import Run, check_same_recipe
+    from ..training.stage_recipes import check_recipe, read_stage_recipe
 
     if name and (Path(name).name != name or name.startswith(".") or name in _taken(kind)):
         raise typer.BadParameter(f"{name!r} is no name for a {kind} in the run's folder", param_hint="--name")
@@ -161,7 +163,8 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
 
 def _estimate(path: Path, folder: Path, gpus: int | None, as_json: bool) -> None:
     from ..training.estimate import estimate
-    from ..training.runs import Run, check_recipe, read_stage_recipe
+    from ..training.runs import Run
+    from ..training.stage_recipes import check_recipe, read_stage_recipe
 
     recipe = read_stage_recipe(path)
     check_recipe("generator", recipe)

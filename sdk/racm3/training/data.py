@@ -17,6 +17,7 @@ from ..document import Document, Image
 CHANNEL_ORDERS = ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2))
 VARIANTS = 4 * len(CHANNEL_ORDERS)
 BLOCK = 1024  # pictures that are read at a time
+MEASURED = 1000  # documents that held-out figures are taken on, at most
 
 
 class PixelRows:
@@ -121,6 +122,14 @@ class Corpus:
     def training(self) -> np.ndarray:
         """The rows that are trained on."""
         return np.setdiff1d(np.arange(len(self.data)), self.held_out)
+
+    @property
+    def measured(self) -> np.ndarray:
+        """The held-out rows that figures are taken on: `MEASURED` at most, spread evenly over all of them."""
+        rows = self.held_out
+        if len(rows) <= MEASURED:
+            return rows
+        return rows[np.linspace(0, len(rows) - 1, MEASURED).astype(np.int64)]
 
 
 def variant(pixels: np.ndarray, number: int) -> np.ndarray:

@@ -13,7 +13,8 @@ import numpy as np
 from ..generators.cm3.model import Size
 from ..generators.cm3.vocabulary import CONTROL
 from .recipe import read_table
-from .runs import Run, TextSettings
+from .runs import Run
+from .text_tokenizer import TextSettings
 
 # Dense bf16 of an H100 or H200, as published: what --gpus counts on where there is no GPU to measure.
 HOPPER_PEAK = 989e12

@@ -66,6 +66,8 @@ class ImageTokenizerSettings(BaseModel):
             raise ValueError(f"size = {self.size} cannot be halved {len(self.channels) - 1} times")
         if odd := [width for width in self.channels if width % self.norm_groups]:
             raise ValueError(f"channels = {odd[0]} is no multiple of norm_groups = {self.norm_groups}")
+        if self.perceptual is None and "perceptual_weight" in self.model_fields_set:
+            raise ValueError("perceptual_weight needs a perceptual: the folder of a trained retriever")
         if self.trained == "decoder" and self.start is None:
             raise ValueError("trained = 'decoder' needs a start: the folder of a trained image tokenizer")
         return self

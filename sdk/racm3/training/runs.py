@@ -15,49 +15,24 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from ..errors import CheckpointError, ConfigError, WeightsNotFound, nearest
-from ..interfaces import Progress, Retriever
-from .data import VARIANTS, Corpus, DocumentRows, TrainingSet
+from ..errors import CheckpointError, ConfigError, WeightsNotFound
+from ..interfaces import Progress
+from .data import Corpus, TrainingSet
 from .dataset import DataSettings, open_dataset
-from .hardware import device_for
-from .recipe import read_recipe, read_table
+from .generator_inputs import generator_inputs
+from .recipe import read_table
 from .run_files import check_model, read_json, reading, write_json
 from .sources import corpus_of
+from .stage_recipes import check_size, check_tables
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
-    from ..generators.cm3.image_tokenizer import ImageTokenizer
-    from .documents import PreparedDocuments
-    from .generator import ObjectiveSettings
-
-# The stage whose image tokenizer has the tokens of the run's own, and the better pictures.
-DECODER = "decoder"
-
-# Held-out figures are taken on no more than so many documents, spread evenly over those that there are.
-HELD_OUT = 1000
-
-TABLES = {
-    "image-tokenizer": ("data", "model", "trainer"),
-    "retriever": ("data", "model", "trainer"),
-    "generator": ("data", "tokenizer", "retriever", "neighbours", "model", "masking", "objective", "trainer"),
-}
-
-
-class TextSettings(BaseModel):
-    """The `[tokenizer]` table of a generator recipe: the text tokenizer, learnt from the training texts."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    vocabulary: int = Field(2048, ge=256, description="tokens; the first generator of a run decides")
-    longest: int = Field(128, ge=1, description="tokens of a text at most; longer ones are cut")
+    from .generator_inputs import GeneratorInputs
 
 
 @dataclass(frozen=True)
@@ -103,107 +78,6 @@ def train_stage(
             if is_main:
                 record(folder, kind, recipe)
         return _STAGES[kind](run, folder, recipe, corpus, progress)
-
-
-def read_stage_recipe(path: Path) -> dict[str, Any]:
-    """A recipe file; its relative paths belong to its folder."""
-    recipe, here = read_recipe(path), path.resolve().parent
-    places = [("data", "path"), ("data", "images"), ("model", "start"), ("model", "perceptual")]
-    if str(recipe.get("retriever", {}).get("model", "")).startswith(
-        (".", "~")
-    ):  # other names are those of architectures
-        places.append(("retriever", "model"))
-    for table, key in places:
-        if isinstance(value := recipe.get(table, {}).get(key), str):
-            # One folder has one name, however it is spelt: another one would be another recipe.
-            recipe[table][key] = str((here / Path(value).expanduser()).resolve())
-    return recipe
-
-
-def settings_of(kind: str) -> dict[str, type[BaseModel]]:
-    """What the tables of a recipe for a kind of stage hold, but for `[retriever]`, which is as in a pipeline file."""
-    from .trainer import TrainerSettings
-
-    if kind == "image-tokenizer":
-        from .image_tokenizer import ImageTokenizerSettings
-
-        return {"data": DataSettings, "model": ImageTokenizerSettings, "trainer": TrainerSettings}
-    if kind == "retriever":
-        from .retriever import RetrieverSettings
-
-        return {"data": DataSettings, "model": RetrieverSettings, "trainer": TrainerSettings}
-    from ..generators.cm3.masking import MaskingSettings
-    from .generator import GeneratorModelSettings, ObjectiveSettings
-    from .neighbours import NeighbourSettings
-
-    return {
-        "data": DataSettings, "tokenizer": TextSettings, "neighbours": NeighbourSettings,
-        "model": GeneratorModelSettings, "masking": MaskingSettings, "objective": ObjectiveSettings,
-        "trainer": TrainerSettings,
-    }  # fmt: skip
-
-
-def check_recipe(kind: str, recipe: Mapping[str, Any]) -> None:
-    """`ConfigError` for what can be seen to be wrong in a recipe before a document is read."""
-    try:
-        check_tables(kind, recipe)
-        if kind == "generator":
-            _check_generator(recipe)
-        for table, settings in settings_of(kind).items():
-            if (kind, table) != ("generator", "trainer"):  # whose learning rate may be that of the model's size
-                read_table(settings, recipe, table)
-        if kind == "retriever":
-            from .retriever import check_architecture
-
-            check_architecture(recipe["model"]["architecture"])
-        for key in ("start", "perceptual"):
-            if (folder := recipe.get("model", {}).get(key)) is not None and not Path(folder).is_dir():
-                raise ConfigError(f"[model] {key}: there is no folder {folder}.", "Give that of a trained model.")
-        data = read_table(DataSettings, recipe, "data")
-        if kind == "image-tokenizer" and ":" not in data.source:
-            _check_size(recipe, data.size)
-    except ConfigError as error:
-        for other, own in (
-            ("image-tokenizer", "channels"),
-            ("retriever", "architecture"),
-            ("generator", "document_stride"),
-        ):
-            if other != kind and own in recipe.get("model", {}):
-                raise ConfigError(
-                    f"This is a recipe for {other}: [model] has {own}.", f"racm3 train {other} ..."
-                ) from error
-        raise
-
-
-def _check_generator(recipe: Mapping[str, Any]) -> None:
-    from .generator import ObjectiveSettings, generator_settings
-
-    model, _ = generator_settings(recipe)
-    _ = model.shape
-    _check_kept(recipe, read_table(ObjectiveSettings, recipe, "objective"))
-
-
-def _check_kept(recipe: Mapping[str, Any], objective: ObjectiveSettings) -> None:
-    from .neighbours import NeighbourSettings
-
-    keep = read_table(NeighbourSettings, recipe, "neighbours").keep
-    if max(objective.k) > keep and objective.context == "retrieved":
-        raise ConfigError(
-            f"[objective] k has {max(objective.k)}, but of neighbours only {keep} are kept.",
-            f"Set [neighbours] keep = {max(objective.k)}.",
-        )
-
-
-def check_tables(kind: str, recipe: Mapping[str, Any]) -> None:
-    """`ConfigError` for a kind of stage that there is not, or a table that it does not read."""
-    if kind not in TABLES:
-        raise ConfigError(f"No stage named '{kind}'. There are: {', '.join(TABLES)}.", nearest(kind, TABLES))
-    for table in recipe:
-        if table not in TABLES[kind]:
-            raise ConfigError(
-                f"A recipe for {kind} has no table [{table}]. Tables: {', '.join(TABLES[kind])}.",
-                nearest(table, TABLES[kind]),
-            )
 
 
 def open_corpus(run: Run, kind: str, recipe: Mapping[str, Any], progress: Progress | None = None) -> Corpus:
@@ -278,19 +152,9 @@ def _image_tokenizer(
 ) -> dict[str, float]:
     from .image_tokenizer import train_image_tokenizer
 
-    _check_size(recipe, corpus.data.pixels.shape[1])
+    check_size(recipe, corpus.data.pixels.shape[1])
     data, held_out = _sides(corpus)
     return train_image_tokenizer(recipe, data, held_out, folder, progress=progress)
-
-
-def _check_size(recipe: Mapping[str, Any], size: int) -> None:
-    from .image_tokenizer import ImageTokenizerSettings
-
-    wanted = read_table(ImageTokenizerSettings, recipe, "model").size
-    if wanted != size:
-        raise ConfigError(
-            f"[model] size is {wanted}, but the pictures have {size} pixels.", f"Set [model] size = {size}."
-        )
 
 
 def _retriever(
@@ -333,110 +197,10 @@ def _bind(folder: Path, made: GeneratorInputs, *, record: bool) -> None:
         write_json(path, tokens, indent=2)
 
 
-@dataclass(frozen=True)
-class GeneratorInputs:
-    """What a generator is trained with. documents.held_out: those that figures are taken on, not all there may be.
-    image_tokenizer: with the better decoder, where the run has one."""
-
-    documents: PreparedDocuments
-    text_tokenizer: Tokenizer
-    image_tokenizer: ImageTokenizer
-
-
-def generator_inputs(
-    run: Run, recipe: Mapping[str, Any], corpus: Corpus, *, progress: Progress | None = None
-) -> GeneratorInputs:
-    """What a generator's recipe is trained with, prepared where it is not yet."""
-    from ..generators.cm3.image_tokenizer import ImageTokenizer
-    from .processes import main_process_first
-
-    with main_process_first(recipe):
-        text_tokenizer = _text_tokenizer(run, recipe, corpus)
-        device = device_for(recipe.get("trainer", {}).get("device", "auto"))
-        image_tokenizer = ImageTokenizer.load(run.model("image-tokenizer"), device=device)
-        prepared = _prepared(run, recipe, corpus, text_tokenizer, image_tokenizer, progress)
-    image_tokenizer.model.to("cpu")  # where the codebook is looked at; the room is for the generator now
-    held_out = _few(corpus.held_out)
-    return GeneratorInputs(replace(prepared, held_out=held_out), text_tokenizer, _with_decoder(run, image_tokenizer))
-
-
-def _with_decoder(run: Run, image_tokenizer: ImageTokenizer) -> ImageTokenizer:
-    """The same tokens, painted by the decoder that was trained further, where the run has one."""
-    import torch
-
-    from .image_tokenizer import PAINTING
-
-    if not (run.folder / DECODER / "model").is_dir():
-        return image_tokenizer
-    better = type(image_tokenizer).load(run.model(DECODER))
-    weights, others = (one.model.state_dict() for one in (image_tokenizer, better))
-    fixed = [name for name in weights if not name.startswith(PAINTING)]
-    if not all(name in others and torch.equal(weights[name], others[name]) for name in fixed):
-        raise CheckpointError(
-            f"{run.folder / DECODER} knows other tokens than {run.folder / 'image-tokenizer'}.",
-            "Train it with [model] start = that one's model and trained = 'decoder', or delete it.",
-        )
-    return better
-
-
 _STAGES: Mapping[str, Callable[[Run, Path, Mapping[str, Any], Corpus, Progress | None], dict[str, float]]] = {
     "image-tokenizer": _image_tokenizer, "retriever": _retriever, "generator": _generator,
 }  # fmt: skip
 
 
-def _few(rows: np.ndarray) -> np.ndarray:
-    return rows if len(rows) <= HELD_OUT else rows[np.linspace(0, len(rows) - 1, HELD_OUT).astype(np.int64)]
-
-
 def _sides(corpus: Corpus) -> tuple[TrainingSet, TrainingSet]:
-    return corpus.data.select(corpus.training), corpus.data.select(_few(corpus.held_out))
-
-
-def _text_tokenizer(run: Run, recipe: Mapping[str, Any], corpus: Corpus) -> Tokenizer:
-    """The text tokenizer of all generators of a run, learnt from the training texts by the first of them."""
-    from ..generators.cm3.vocabulary import load_text_tokenizer
-    from .text_tokenizer import train_text_tokenizer
-
-    path = run.prepared / "tokenizer.json"
-    if path.is_file():
-        with reading(path, "Delete it: it is learnt again from the same texts."):
-            return load_text_tokenizer(path)
-    texts = (corpus.data.texts[row] for row in corpus.training)
-    return train_text_tokenizer(texts, read_table(TextSettings, recipe, "tokenizer").vocabulary, path)
-
-
-def _prepared(
-    run: Run, recipe: Mapping[str, Any], corpus: Corpus, text_tokenizer: Tokenizer, image_tokenizer: ImageTokenizer,
-    progress: Progress | None,
-) -> PreparedDocuments:  # fmt: skip
-    """Documents as tokens, with neighbours where the recipe retrieves; prepared once a run."""
-    from ..generators.cm3.model import fingerprint
-    from .documents import prepare_documents
-    from .generator import ObjectiveSettings
-    from .neighbours import NeighbourSettings, prepare_neighbours
-
-    objective = read_table(ObjectiveSettings, recipe, "objective")
-    made_from = {"image tokenizer": fingerprint(run.model("image-tokenizer")), "documents": corpus.digest}
-    prepared = prepare_documents(
-        corpus.data, corpus.held_out, text_tokenizer, image_tokenizer, variants=VARIANTS if objective.variants else 1,
-        longest=read_table(TextSettings, recipe, "tokenizer").longest, path=run.prepared / "images.npy",
-        made_from=made_from, progress=progress,
-    )  # fmt: skip
-    if max(objective.k) == 0 or objective.context == "random":
-        return prepared
-    settings = read_table(NeighbourSettings, recipe, "neighbours")
-    _check_kept(recipe, objective)
-    found = prepare_neighbours(
-        DocumentRows(corpus.data), corpus.data.groups(), corpus.training, corpus.held_out, retriever_of(run, recipe),
-        settings, folder=run.prepared, digest=corpus.digest, progress=progress,
-    )  # fmt: skip
-    return replace(prepared, neighbours=found)
-
-
-def retriever_of(run: Run, recipe: Mapping[str, Any]) -> Retriever:
-    """The retriever that `[retriever]` names, as in a pipeline file; without that table, the run's own."""
-    from ..registry import registry
-
-    settings = dict(recipe.get("retriever") or {"name": "clip", "model": str(run.model("retriever"))})
-    made: Retriever = registry().create(Retriever, settings.pop("name", "clip"), settings)
-    return made
+    return corpus.data.select(corpus.training), corpus.data.select(corpus.measured)

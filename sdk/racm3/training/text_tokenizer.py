@@ -10,9 +10,19 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from ..errors import ConfigError
+
+
+class TextSettings(BaseModel):
+    """The `[tokenizer]` table of a generator recipe: the text tokenizer, learnt from the training texts."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    vocabulary: int = Field(2048, ge=256, description="tokens; the first generator of a run decides")
+    longest: int = Field(128, ge=1, description="tokens of a text at most; longer ones are cut")
 
 
 def train_text_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path) -> Tokenizer:
