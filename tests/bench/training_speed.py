@@ -1,14 +1,15 @@
 """A training step of the generator: beside a bare loop, against the matrix peak, and by two processes.
 
 python tests/bench/training_speed.py [--sizes tiny,small,125m] [--pack 512] [--attention sdpa] [--compile] [--precision bf16]
-    [--steps 9] [--samples 32] [--threads 1] [--processes] > tests/bench/training_speed.json
+    [--steps 9] [--samples 32] [--threads 1] [--device cuda] [--processes] > tests/bench/training_speed.json
 
 For each size the trainer and a bare loop (forward, loss, backward, clip, AdamW; batches ready in a list) take the same steps
 in turn, on made-up documents of a caption and a picture of 64 tokens. "of_bare" is the bare loop's time over the
 trainer's, the median over the pairs, by processor time and by the clock: 1 or more is as fast. "share" is operations
 (those of the log's matrix_share) a second over the fastest square product of this run; "of_own_products" over the
 model's own products alone, which no step can beat. "retrieval" is what batches take longer with documents than without,
-as a share of a step; "cycles" is where the time of a step goes. With --processes: the losses of one process and of two
+as a share of a step; "cycles" is where the time of a step goes. All of these by processor time, but on a GPU by the clock,
+whatever is under way awaited; there larger rows tell more, such as --pack 2048 --samples 512 --steps 30. With --processes: the losses of one process and of two
 (gloo; plain and sharded) at the same global batch.
 
 glibc gives tensors above 32 MB back to the system, and pays for fresh pages at the next step (5 to 15 % of tiny's time in a
@@ -87,6 +88,8 @@ Moment = tuple[float, float]  # of processor time, of the clock
 
 
 def now() -> Moment:
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return time.process_time(), time.perf_counter()
 
 
@@ -99,7 +102,10 @@ class Paired(Plain):
 
     def __init__(self, given: argparse.Namespace, trainer: TrainerSettings) -> None:
         super().__init__(given, trainer)
-        self.ready = [self.batch(step, 0) for step in range(BATCHES)]
+        self.device = device = torch.device(given.device)
+        self.ready = [
+            {name: value.to(device) for name, value in self.batch(step, 0).items()} for step in range(BATCHES)
+        ]
         self.ours: list[Moment] = []
         self.bare: list[Moment] = []
         self.bare_losses: list[float] = []
@@ -109,7 +115,7 @@ class Paired(Plain):
 
     def build(self) -> torch.nn.Module:
         model = super().build()
-        self.bare_model: Any = copy.deepcopy(model).train()
+        self.bare_model: Any = copy.deepcopy(model).train().to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.bare_model.parameters(), lr=self.trainer.learning_rate, betas=self.trainer.betas, weight_decay=0.0
         )
@@ -128,7 +134,7 @@ class Paired(Plain):
         self.moment = now()
 
     def bare_step(self, batch: dict[str, torch.Tensor]) -> float:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.trainer.precision == "bf16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bf16"):
             loss = self.bare_loss(self.bare_model, batch, self.settings.attention)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.bare_model.parameters(), 1.0)
@@ -150,7 +156,7 @@ def bare_loss(model: Any, batch: dict[str, torch.Tensor], attention: Any) -> tor
 def settings(given: argparse.Namespace, **changes: Any) -> TrainerSettings:
     chosen = {
         "steps": given.steps, "learning_rate": 3e-4, "schedule": "constant", "precision": given.precision,
-        "device": "cpu", "log_every": 1, "save_every": 10**6, "compile": given.compile, **changes,
+        "device": given.device, "log_every": 1, "save_every": 10**6, "compile": given.compile, **changes,
     }  # fmt: skip
     return TrainerSettings(**chosen)
 
@@ -163,23 +169,29 @@ def logged(folder: Path) -> list[float]:
 # --- a step, measured ---------------------------------------------------------------------------------------------
 
 
-def rate(operations: float, product: Callable[[], object], threads: int, seconds: float = 0.2) -> float:
+def by(given: argparse.Namespace) -> int:
+    """Which of the two times counts: where nothing else runs, processor time tells more of a CPU, and nothing of a GPU."""
+    return 0 if given.device == "cpu" else 1
+
+
+def rate(operations: float, product: Callable[[], object], given: argparse.Namespace, seconds: float = 0.2) -> float:
     """The fastest of several times, in operations a second."""
     product()
-    best, began = 0.0, time.perf_counter()
+    best, began, times = 0.0, time.perf_counter(), 1 if given.device == "cpu" else 20
     while best == 0.0 or time.perf_counter() - began < seconds:
-        started = time.process_time()
-        product()
-        best = max(best, operations * threads / (time.process_time() - started))
+        started = now()
+        for _ in range(times):  # a GPU is given the next before it has done the last
+            product()
+        best = max(best, times * operations * given.threads / since(started)[by(given)])
     return best
 
 
 def squares(given: argparse.Namespace) -> dict[str, float]:
     """Operations a second of square products, by width."""
-    found = {"log": matrix_peak("cpu", given.precision)}  # what matrix_share rests on: by the clock
-    for width in (1024, 2048, 4096):
-        one = torch.full((width, width), 0.5, dtype=DTYPES[given.precision])
-        found[str(width)] = rate(2.0 * width**3, lambda one=one: one @ one, given.threads)  # type: ignore[misc]
+    found = {"log": matrix_peak(given.device, given.precision)}  # what matrix_share rests on: by the clock
+    for width in (1024, 2048, 4096) if given.device == "cpu" else (4096, 8192):
+        one = torch.full((width, width), 0.5, dtype=DTYPES[given.precision], device=given.device)
+        found[str(width)] = rate(2.0 * width**3, lambda one=one: one @ one, given)  # type: ignore[misc]
     return found
 
 
@@ -195,7 +207,9 @@ def own_products(stage: GeneratorStage, tokens: int, given: argparse.Namespace) 
         dict.fromkeys(("forward", "inputs", "weights"), 0.0),
     )
     for count, into, out in shapes:
-        x, weight, gradient = (torch.randn(*s).to(dtype) for s in ((tokens, into), (out, into), (tokens, out)))
+        x, weight, gradient = (
+            torch.randn(*s, dtype=dtype, device=given.device) for s in ((tokens, into), (out, into), (tokens, out))
+        )
         products = {
             "forward": lambda x=x, weight=weight: x @ weight.T,
             "inputs": lambda gradient=gradient, weight=weight: gradient @ weight,
@@ -204,7 +218,7 @@ def own_products(stage: GeneratorStage, tokens: int, given: argparse.Namespace) 
         for name, product in products.items():
             operations = 2.0 * tokens * into * out
             done[name] += count * operations
-            taken[name] += count * operations / rate(operations, product, given.threads)
+            taken[name] += count * operations / rate(operations, product, given)
     return {
         **{name: done[name] / taken[name] for name in done}, "all": sum(done.values()) / sum(taken.values()),
     }  # fmt: skip
@@ -220,16 +234,19 @@ KINDS = {
 }
 
 
-def cycles(step: Callable[[], object]) -> dict[str, float]:
+def cycles(step: Callable[[], object], device: str) -> dict[str, float]:
     """Shares of a step's time, by the kind of operation."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    kinds = [torch.profiler.ProfilerActivity.CPU]
+    if device == "cuda":
+        kinds.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=kinds) as profile:
         step()
     spent = dict.fromkeys([*KINDS, "elementwise and others"], 0.0)
     for event in profile.key_averages():
         kind = next(
             (k for k, names in KINDS.items() if any(name in event.key for name in names)), "elementwise and others"
         )
-        spent[kind] += event.self_cpu_time_total
+        spent[kind] += event.self_cpu_time_total if device == "cpu" else event.self_device_time_total
     total = sum(spent.values())
     return {kind: round(time / total, 3) for kind, time in spent.items() if time}
 
@@ -250,11 +267,12 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         train(stage, stage.trainer, Path(folder))
         ours = logged(Path(folder))
     pairs = list(zip(stage.ours[BATCHES:], stage.bare[BATCHES:], strict=True))
-    cpu, clock = (median(one[i] for one, _ in pairs) for i in range(2))
+    times = [median(one[i] for one, _ in pairs) for i in range(2)]
+    cpu, clock, step = *times, times[by(given)]
     tokens, operations = (float(np.mean(each)) for each in zip(*map(stage.work, stage.ready), strict=True))
     held = [batch["ids"].numel() for batch in stage.ready]
     products = own_products(stage, round(float(np.mean(held))), given)
-    peak, reached = max(peaks.values()), operations * given.threads / cpu
+    peak, reached = max(peaks.values()), operations * given.threads / step
     documents, none = batch_seconds(given, (0, 1, 2)), batch_seconds(given, (0,))
     return {
         "size": given.size, "parameters": sum(p.numel() for p in stage.bare_model.parameters()),
@@ -262,7 +280,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         "rows": [list(batch["ids"].shape) for batch in stage.ready], "tokens": round(tokens),
         "waste": round(1 - tokens / float(np.mean(held)), 4), "pairs": len(pairs),
         "seconds": {"cpu": round(cpu, 4), "clock": round(clock, 4)},
-        "tokens_per_cpu_second": round(tokens / cpu),
+        "tokens_per_second": round(tokens / step),
         "of_bare": {
             name: round(median(bare[i] / one[i] for one, bare in pairs), 4) for i, name in enumerate(("cpu", "clock"))
         },
@@ -276,8 +294,8 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
         },
         "share": round(reached / peak, 4), "share_of_the_log": round(reached / peaks["log"], 4),
         "of_own_products": round(reached / products["all"], 4),
-        "retrieval": round((documents - none) / cpu, 5), "batches": round(documents / cpu, 5),
-        "cycles": cycles(lambda: stage.bare_step(stage.ready[0])),
+        "retrieval": round((documents - none) / step, 5), "batches": round(documents / step, 5),
+        "cycles": cycles(lambda: stage.bare_step(stage.ready[0]), given.device),
     }  # fmt: skip
 
 
@@ -287,7 +305,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
 def worker(root: Path) -> None:
     torch.set_num_threads(1)
     given = argparse.Namespace(
-        size="tiny", attention="sdpa", pack=512, samples=4, steps=12, precision="fp32", compile=False
+        size="tiny", attention="sdpa", pack=512, samples=4, steps=12, precision="fp32", compile=False, device="cpu"
     )
     for name, sharding in (("plain", "none"), ("sharded", "full"))[: int(os.environ.get("WORLD_SIZE", "1"))]:
         chosen = settings(given, accumulation=2, sharding=sharding)
@@ -337,6 +355,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=32)
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--processes", action="store_true")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -345,6 +364,8 @@ def main() -> None:
         return
     torch.set_num_threads(given.threads)
     report: dict[str, Any] = {"torch": torch.__version__, "threads": given.threads, "precision": given.precision}
+    if given.device == "cuda":
+        given.threads, report["gpu"] = 1, torch.cuda.get_device_name()
     report["load"] = os.getloadavg()[0]
     report["sizes"] = [
         measure(argparse.Namespace(**{**vars(given), "size": size})) for size in given.sizes.split(",") if size
