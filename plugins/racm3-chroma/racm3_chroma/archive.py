@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -56,13 +57,30 @@ class Archive:
             self.records.delete(old)
             self.records.add(records)
             self.change()
-        except BaseException:
-            self.records.delete(self.records.present([record.key for record in records]))
-            self.records.add(list(old.values()))
-            self._forget_pictures(records)
-            self.change()
+        except BaseException as error:
+            self._take_back(records, old, error)
             raise
         self._forget_pictures(old.values())
+
+    def _take_back(self, records: Sequence[Record], old: Mapping[str, Record], error: BaseException) -> None:
+        """Undo what a call has got to: what it had not touched yet stays untouched, for what has failed can fail again."""
+        try:
+            stamps = {record.key: record.stamp for record in records}
+            there = self.records.get(stamps)
+            written = {key for key, record in there.items() if record.stamp == stamps[key]}
+            gone = [record for key, record in old.items() if key not in there or key in written]
+            if written or gone:
+                self.records.delete(written)
+                self.records.add(gone)
+                self.change()
+        except Exception as again:
+            raise MemoryStoreError(
+                f"{self._place} could not store what it was given ({error}), nor take it back ({again}). What of it is "
+                f"stored is not certain; nor are these documents, which it was to replace: {[one.id for one in old.values()]}.",
+                "Mend what has failed, and add them again with on_duplicate='replace'.",
+            ) from error
+        with suppress(MemoryStoreError):  # pictures that nobody shows are in nobody's way
+            self._forget_pictures(records)
 
     def remove(self, keys: Sequence[str]) -> int:
         """Remove documents, and the pictures that no other one shows; gives how many there were."""

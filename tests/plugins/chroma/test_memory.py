@@ -274,6 +274,30 @@ def test_a_call_that_fails_half_way_is_taken_back(
         memory.add(new, unit(1, 2))
 
 
+@pytest.mark.parametrize("shelf", ["pictures", "records"])
+def test_what_fails_again_when_it_is_taken_back_is_told_and_takes_no_more_than_it_must(
+    memory: ChromaMemory, monkeypatch: pytest.MonkeyPatch, shelf: str
+) -> None:
+    old = Document("old", id="a")
+    memory.add([old], unit(0, 1))
+
+    def full(records: Any) -> None:
+        if records:
+            raise MemoryStoreError("The disk is full.")
+
+    monkeypatch.setattr(getattr(memory._archive, shelf), "add", full)
+    new = Document(["new", picture(0)], id="a")
+    with pytest.raises(MemoryStoreError, match="full") as raised:
+        memory.add([new], unit(1, 1), on_duplicate="replace")
+    if shelf == "pictures":  # which come first
+        assert memory.get(["a"]) == [old]
+    else:
+        assert "['a']" in raised.value.message and "on_duplicate" in raised.value.hint
+    monkeypatch.undo()
+    memory.add([new], unit(1, 1), on_duplicate="replace")
+    assert memory.get(["a"]) == [new] and len(memory) == 1
+
+
 def test_a_search_sees_what_another_memory_of_the_same_folder_changed(memory: ChromaMemory, tmp_path: Path) -> None:
     vectors = unit(0, 4)
     memory.add(texts(3), vectors[:3])
