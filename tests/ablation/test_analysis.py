@@ -161,6 +161,17 @@ def test_a_decoder_that_was_trained_further_paints_for_models_that_are_older(mak
     )
 
 
+def test_what_was_measured_of_another_model_is_measured_again(make):
+    ablation, corpus = make("k")
+    whole(ablation, corpus)
+    before = read_measurement(ablation, "ours-k1", 0)
+    shutil.rmtree(ablation.out / "models")
+    other, _ = make("k", steps=6)
+    whole(other, corpus)
+    after = read_measurement(other, "ours-k1", 0)
+    assert after["nats"] != before["nats"] and after["recipe"] != before["recipe"]
+
+
 def test_fine_tuning_takes_over_the_vanilla_weights(make, monkeypatch):
     ablation, corpus = make("fine-tuning", learning_rate=1e-9, drawings=0)
     whole(ablation, corpus)

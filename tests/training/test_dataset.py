@@ -415,6 +415,19 @@ def test_other_pictures_are_another_corpus():
     assert digests[0] != digests[1] == digests[2]
 
 
+def test_an_entity_may_be_a_number_also_0(tmp_path):
+    """As the classes of a data set are: what shows class 0 is held out together, or not at all."""
+    lines = []
+    for number in range(6):
+        Image.new("RGB", (8, 8), (40 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        metadata = {"entity": number % 2, "source": number % 3}
+        lines.append(json.dumps({"image": f"{number}.png", "text": f"number {number}", "metadata": metadata}))
+    (tmp_path / "all.jsonl").write_text("\n".join(lines))
+    settings = DataSettings(source="jsonl", path=tmp_path / "all.jsonl", size=8, held_out=0)
+    data = open_dataset(settings, tmp_path / "read").data
+    assert data.entities == ["0", "1"] * 3 and data.sources == ["0", "1", "2"] * 2
+
+
 def test_the_documents_of_one_picture_are_one_entity_whatever_their_ids(tmp_path):
     def captions(root):
         for colour in COLOURS:

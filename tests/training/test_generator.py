@@ -263,6 +263,17 @@ def test_documents_must_fit_into_the_positions(stage):
         stage(k=(0, 40))
 
 
+def test_the_longest_caption_counts_too(stage):
+    """A picture behind a long caption stands further on, and so does every document behind it."""
+    captioned = [replace(prepared(), texts=[[row] * length for row in range(ROWS)]) for length in (11, 12)]
+    made = stage(captioned[0], k=(2,))
+    last = max(int(batch["positions"].max()) for batch in batches(made))
+    assert last == 3 * made.settings.document_stride - 1
+    with pytest.raises(ConfigError, match=r"up to 64 positions each \(the longest caption has 12 tokens\)") as raised:
+        stage(captioned[1], k=(2,))
+    assert "longest" in raised.value.hint
+
+
 def test_padding_weighs_nothing_and_fills_up_to_a_multiple(stage):
     made = stage(k=(1,), pad_to=20)
     batch = made.batch(0, 0)

@@ -279,6 +279,15 @@ def test_a_perceptual_distance_is_none_of_a_picture_to_itself_and_grows_with_wha
     assert painted.grad is not None and float(painted.grad.abs().max()) > 0
 
 
+def test_the_tokenizer_with_the_best_pictures_is_exported(tmp_path):
+    trainer = {**TRAINER, "steps": 6, "evaluate_every": 2, "keep_best": "held_out_psnr"}
+    train_image_tokenizer({"model": MODEL, "trainer": trainer}, DATA, HELD_OUT, tmp_path)
+    best = max(line["held_out_psnr"] for line in log(tmp_path) if "held_out_psnr" in line)
+    tokenizer = ImageTokenizer.load(tmp_path / "model")
+    error = (tokenizer.decode(tokenizer.encode(HELD_OUT.pixels)).astype(np.float32) - HELD_OUT.pixels) / 127.5
+    assert float(psnr(torch.from_numpy(error).permute(0, 3, 1, 2)).mean()) == pytest.approx(best, abs=0.05)
+
+
 def test_a_decoder_trained_further_gives_better_pictures_of_the_same_tokens(trained, encoder, tmp_path):
     folder, before = trained
     model = {**MODEL, "start": str(folder / "model"), "trained": "decoder", "perceptual": str(encoder)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from racm3.document import Document
+from racm3.document import Document, Image
 from racm3.training import neighbour_search
 from racm3.training.neighbour_search import NeighbourSearch, best
 
@@ -63,3 +63,16 @@ def test_candidates_are_the_best_that_may_be_shown_best_first(everything):
 def test_the_one_that_is_alone_finds_nothing():
     search = NeighbourSearch(np.eye(1, 8, dtype=np.float32), [Document(["x"])], ["x"], np.array([0]), np.array([], int))
     assert search.candidates(np.array([0]), np.eye(1, 8, dtype=np.float32), 4, everything=True) == [[]]
+
+
+def test_no_document_is_shown_the_picture_that_it_is_to_predict():
+    """A text finds it under another caption, too."""
+    pictures = [Image(np.full((4, 4, 3), 50 * number, np.uint8)) for number in range(3)]
+    documents = [
+        Document(["a kite", pictures[0]]), Document(["the same picture", pictures[0]]),
+        Document(["a kite", pictures[1]]), Document(["another", pictures[2]]),
+    ]  # fmt: skip
+    vectors, rows = unit(np.random.default_rng(0), 4), np.arange(4)
+    search = NeighbourSearch(vectors, documents, [str(row) for row in rows], rows, rows[:0])
+    found = search.candidates(rows, vectors, 4, everything=False)
+    assert [{row for row, _ in candidates} for candidates in found] == [{2, 3}, {2, 3}, {0, 1, 3}, {0, 1, 2}]

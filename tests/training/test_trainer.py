@@ -289,14 +289,16 @@ def test_the_average_is_what_is_evaluated_and_exported(tmp_path):
     assert figures == {"held_out": pytest.approx(stage.evaluate(model)["held_out"], rel=1e-6)}
 
 
-@pytest.mark.parametrize("ema", [None, 0.5])
-def test_the_best_weights_are_exported_also_by_a_run_that_was_stopped(tmp_path, ema):
+@pytest.mark.parametrize(("ema", "better"), [(None, "lowest"), (0.5, "lowest"), (0.5, "highest")])
+def test_the_best_weights_are_exported_also_by_a_run_that_was_stopped(tmp_path, ema, better):
     class Turning(Line):
         """Good in the middle of the run, by its own account."""
 
+        best = better
+
         def evaluate(self, model):
             self.at.append({n: w.clone() for n, w in model.state_dict().items()})
-            return {"held_out": self.figures[len(self.at) - 1]}
+            return {"held_out": self.figures[len(self.at) - 1] * (1 if better == "lowest" else -1)}
 
     given = settings(steps=5, evaluate_every=1, save_every=1, keep_best="held_out", ema=ema)
     stage = Turning(stop_at=(3, 0))
@@ -305,7 +307,7 @@ def test_the_best_weights_are_exported_also_by_a_run_that_was_stopped(tmp_path, 
         train(stage, given, tmp_path)
     rest = Turning()
     rest.at, rest.figures = [], [2.0, 1.5]
-    assert train(rest, given, tmp_path) == {"held_out": 1.5}
+    assert abs(train(rest, given, tmp_path)["held_out"]) == 1.5
     exported = load_file(tmp_path / "model" / "weights.safetensors")
     assert all(torch.equal(exported[name], weight) for name, weight in stage.at[2].items())
 

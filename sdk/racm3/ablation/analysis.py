@@ -10,6 +10,7 @@ Killed at any moment, it goes on where it was.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -166,7 +167,7 @@ def _prepare(
     elif judge is None:
         judge, _ = judge_of(run, plan.recipe)
     bench = Bench(
-        corpus.data, ours.documents, ours.image_tokenizer, {name: table for name, table in found.items() if table is not None},
+        corpus.data, ours.documents, ours.image_tokenizer, corpus.digest, {name: table for name, table in found.items() if table is not None},
         settings.forms.index("text"), plan.k, judge, ablation.options,
     )  # fmt: skip
     return lambda model: inputs_for(model.recipe), bench
@@ -227,15 +228,20 @@ def _measure_one(
 
 
 def _asked(ablation: Ablation, bench: Bench, model: Model, condition: Condition, seed: int) -> dict[str, Any]:
-    """What a measurement depends on, besides the recipe: it is taken again if any of this changes."""
+    """What a measurement depends on: it is taken again if any of this changes."""
     judge = decoder = None
     if bench.judge is not None:
         judge, decoder = bench.judge.encoder.fingerprint, decoder_of(ablation.run)
     return {
         "model": model.name, "condition": condition.name, "seed": seed, "drawings": ablation.drawings,
+        "recipe": _digest(ablation.recipe(model, seed)), "documents": bench.digest,
         "options": ablation.options.model_dump() if ablation.drawings else None, "judge": judge, "decoder": decoder,
         "held_out": len(bench.held_out),
     }  # fmt: skip
+
+
+def _digest(recipe: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _is_measured(ablation: Ablation, bench: Bench, model: Model, condition: Condition, seed: int) -> bool:

@@ -30,13 +30,14 @@ class Bench:
     """Held-out documents, and what each may be shown: always what its caption finds, never its own picture.
 
     image_tokenizer: paints what every model draws, also one that was trained before its decoder was trained further.
-    tables: neighbours by sampler. form: place of the text among their query forms. group: documents that are read at once;
+    digest: tells these documents from others. tables: neighbours by sampler. form: place of the text among their query forms. group: documents that are read at once;
     more are read in groups of so many, and the predictions averaged (paper section 4).
     """
 
     data: TrainingSet
     documents: PreparedDocuments
     image_tokenizer: ImageTokenizer
+    digest: str
     tables: Mapping[str, Neighbours]
     form: int
     group: int

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from ..document import Image
+from ..durable import replace_file
 from ..evaluation.page import grounds, page, picture, table
 from ..training.run_files import reading
 from .analysis import Ablation, shown_places
@@ -35,7 +36,7 @@ def write_report(ablation: Ablation, bench: Bench, notes: list[str] | None = Non
         "index.html": html(ablation, bench, found),
     }
     for name, content in files.items():
-        (out / name).write_text(content, encoding="utf-8")
+        replace_file(out / name, content)
     return found
 
 

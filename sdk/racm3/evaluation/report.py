@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from ..durable import replace_file
 from .conditions import CONDITIONS
 from .evaluate import Evaluation, Sample
 from .page import grounds, page, picture, table
@@ -33,9 +34,7 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
-        part = folder / f".{name}.part"
-        part.write_text(content, encoding="utf-8")
-        part.replace(folder / name)
+        replace_file(folder / name, content)
     return [folder / name for name in files]
 
 

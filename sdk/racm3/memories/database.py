@@ -12,9 +12,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..durable import make_folder, part_of, publish
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
-from .durable import make_folder, part_of, publish
 from .log import check as check_log
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..document import Document
+from ..durable import make_folder, part_of
 from ..errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError, nearest
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
@@ -27,7 +28,6 @@ from .answer import hits
 from .approximate import check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
-from .durable import make_folder, part_of
 from .index import VectorIndex
 from .journal import Journal, State
 from .names import slots

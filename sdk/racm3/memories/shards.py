@@ -32,11 +32,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..document import Document, Image, Text
+from ..durable import make_folder, part_of, publish
 from ..errors import InvalidImage, MemoryCorrupt, MemoryStoreError, RACM3Error
 from ..interfaces import Encoder, MemoryStore, OnDuplicate
 from ..webdataset import samples
 from .arguments import check_policy
-from .durable import make_folder, part_of, publish
 
 if TYPE_CHECKING:
     from ..interfaces import Progress

@@ -23,9 +23,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from ..durable import publish
 from ..errors import MemoryStoreError
 from .approximate import ApproximateIndex, made_of
-from .durable import publish
 from .faiss_file import FaissFile, opened
 from .faiss_file import mapped as mapped_faiss
 from .faiss_file import write as write_faiss

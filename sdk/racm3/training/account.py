@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..durable import replace_file
 from .hardware import matrix_peak
 
 if TYPE_CHECKING:
@@ -84,9 +85,7 @@ def take_back(folder: Path, step: int, *, finished: bool) -> None:
     if not (folder / "log.jsonl").is_file():
         return
     kept = [line for line in read_lines(folder) if line["step"] <= step and not (finished and _is_measured(line, step))]
-    new = folder / "log.jsonl.new"
-    new.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    new.replace(folder / "log.jsonl")
+    replace_file(folder / "log.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _is_measured(line: dict[str, Any], step: int) -> bool:

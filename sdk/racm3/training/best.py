@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import ConfigError
 from .run_files import reading
@@ -29,10 +29,13 @@ def check_figure(name: str, figures: Mapping[str, float]) -> None:
 
 
 class BestWeights:
-    """The weights with the lowest held-out figure so far, in a file, so that a resumed run knows them too."""
+    """The weights with the best held-out figure so far, in a file, so that a resumed run knows them too.
 
-    def __init__(self, path: Path, figure: str) -> None:
-        self.path, self.figure = path, figure
+    best: which of two figures that is, the lower or the higher one.
+    """
+
+    def __init__(self, path: Path, figure: str, best: Literal["lowest", "highest"]) -> None:
+        self.path, self.figure, self.sign = path, figure, 1 if best == "lowest" else -1
 
     def offer(self, figures: Mapping[str, float], model: torch.nn.Module, average: WeightAverage | None) -> None:
         """Keep the weights that were evaluated, if they are the best."""
@@ -41,11 +44,14 @@ class BestWeights:
 
         if self.path.is_file():
             with reading(self.path, MEND), safe_open(self.path, "pt") as file:
-                if not figures[self.figure] < float(file.metadata()["figure"]):
+                before = float(file.metadata()["figure"])
+                if not self.sign * figures[self.figure] < self.sign * before:
                     return
-        weights = average.weights if average else {n: w.detach().clone() for n, w in model.state_dict().items()}
+        weights = average.weights if average else model.state_dict()
+        # Cloned, since a weight that is shared is written twice; safetensors has no other layout than the plain one.
+        plain = {name: weight.detach().cpu().contiguous().clone() for name, weight in weights.items()}
         unfinished = self.path.with_suffix(".new")
-        save_file(weights, unfinished, {"figure": repr(figures[self.figure])})
+        save_file(plain, unfinished, {"figure": repr(figures[self.figure])})
         unfinished.replace(self.path)
 
     def copy_to(self, model: torch.nn.Module) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..collection import check_characters
-from ..document import Document
+from ..document import Document, Metadata
 from ..errors import ConfigError, InvalidDocument
 from ..interfaces import Progress
 from .data import Corpus, PixelRows, TrainingSet
@@ -254,13 +254,19 @@ def _entry(document: Document, settings: DataSettings) -> dict[str, Any]:
     entry = {
         "id": document.id,
         "text": document.text,
-        "entity": str(metadata.get(settings.entity) or document.images[0].content_hash),
-        "source": str(metadata.get(settings.hand) or ""),
-        "name": str(metadata.get("name") or document.text),
+        "entity": _told(metadata, settings.entity) or document.images[0].content_hash,
+        "source": _told(metadata, settings.hand),
+        "name": _told(metadata, "name") or document.text,
         "keywords": [str(word) for word in keywords] if isinstance(keywords, (list, tuple)) else [],
     }
     check_characters(entry)
     return entry
+
+
+def _told(metadata: Metadata, key: str) -> str:
+    """A field as text, 0 and False too; "" where there is none."""
+    value = metadata.get(key)
+    return "" if value is None else str(value)
 
 
 def _open(settings: DataSettings, folder: Path, counts: dict[str, Any]) -> Corpus:

@@ -124,12 +124,15 @@ class GeneratorStage(Stage):
     ) -> None:
         if max(objective.k) > 0 and objective.context == "retrieved" and data.neighbours is None:
             raise ConfigError("Training with k > 0 needs neighbours.", "Prepare them, or set k = [0].")
-        slots = -(-(model.image_offset + data.images.shape[-1] + 2) // model.document_stride)  # of a document
-        if (positions := slots * model.document_stride) * (max(objective.k) + 1) > model.max_positions:
+        caption = max(map(len, data.texts), default=0)
+        # Three tokens stand around a caption, one behind a picture, and one behind the document.
+        extent = max(model.image_offset, caption + 3) + data.images.shape[-1] + 2
+        positions = -(-extent // model.document_stride) * model.document_stride
+        if positions * (max(objective.k) + 1) > model.max_positions:
             raise ConfigError(
-                f"{max(objective.k)} documents and one more, {positions} positions each, do not fit into "
-                f"[model] max_positions = {model.max_positions}.",
-                "Raise it, or lower [objective] k or [model] document_stride.",
+                f"{max(objective.k)} documents and one more, of up to {positions} positions each (the longest caption has "
+                f"{caption} tokens), do not fit into [model] max_positions = {model.max_positions}.",
+                "Raise it, or lower [objective] k, [tokenizer] longest or [model] document_stride.",
             )
         self.settings, self.objective, self.masking, self.trainer = model, objective, masking, trainer
         self.data = data

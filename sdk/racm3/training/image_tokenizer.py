@@ -138,6 +138,8 @@ class QuantizedAutoencoder(torch.nn.Module):
 class ImageTokenizerStage(Stage):
     """Trains a `VQModel` on the pictures of a set; held-out figures on another."""
 
+    best = "highest"
+
     def __init__(
         self, settings: ImageTokenizerSettings, data: TrainingSet, held_out: TrainingSet, *, seed: int = 0
     ) -> None:

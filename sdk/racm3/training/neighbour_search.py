@@ -25,7 +25,8 @@ _BLOCK = 16384  # documents whose scores are worked out at once
 class NeighbourSearch:
     """Finds, for documents of a set, other documents of it that they may be shown.
 
-    Never the document itself, one with the same content, or one of the same group.
+    Never the document itself, one that shows the same picture, or one of the same group. Its caption may stand beside other
+    pictures: those are what retrieval is there to find.
     """
 
     def __init__(
@@ -35,11 +36,11 @@ class NeighbourSearch:
         """vectors: float32 [n, dim], may lie on disk; training, held_out: their rows."""
         self.vectors, self.groups = vectors, groups
         self.sides = [(rows, _taken(vectors, rows)) for rows in (training, held_out)]
-        self.contents: list[str] = []
+        self.pictures: list[frozenset[str]] = []
         self.parts: list[frozenset[str]] = []
         for row in range(len(documents)):
             document = documents[row]
-            self.contents.append(document.content_hash)
+            self.pictures.append(frozenset(image.content_hash for image in document.images))
             self.parts.append(frozenset(part.content_hash for part in document.parts))
 
     def candidates(self, rows: np.ndarray, asked: np.ndarray, count: int, *, everything: bool) -> list[Candidates]:
@@ -66,7 +67,10 @@ class NeighbourSearch:
 
     def _may_see(self, row: int, other: int) -> bool:
         return bool(
-            row != other and self.groups[row] != self.groups[other] and self.contents[row] != self.contents[other]
+            row != other
+            and self.groups[row] != self.groups[other]
+            and not self.pictures[row] & self.pictures[other]
+            and self.parts[row] != self.parts[other]
         )
 
     @staticmethod

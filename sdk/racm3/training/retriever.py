@@ -87,6 +87,8 @@ def _clip(architecture: Mapping[str, Any]) -> CLIP:
 class RetrieverStage(Stage):
     """Trains an open_clip model from nothing; held-out figures on things that it never saw."""
 
+    best = "highest"
+
     def __init__(
         self,
         settings: RetrieverSettings,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ..durable import replace_file
 from ..errors import CheckpointError, InvalidImage
 
 
@@ -50,6 +50,4 @@ def check_model(folder: Path, mend: str) -> None:
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
     """Written whole or not at all."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(value, indent=indent, default=str) + "\n", encoding="utf-8")
-    os.replace(new, path)
+    replace_file(path, json.dumps(value, indent=indent, default=str) + "\n")

@@ -6,11 +6,10 @@ Tensors in safetensors, numbers in JSON: accelerate's own `save_state` pickles, 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..durable import replaced_folder
 from ..errors import CheckpointError
 from .run_files import read_json, reading
 from .sharding import shared_like, whole
@@ -73,19 +72,12 @@ class RunState:
     def _write(folder: Path, tensors: dict[str, torch.Tensor], numbers: dict[str, Any]) -> None:
         from safetensors.torch import save_file
 
-        new = folder.with_name(folder.name + ".new")
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-        save_file(
-            {name: value.cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors"
-        )
-        (new / "state.json").write_text(json.dumps(numbers))
-        old = folder.with_name(folder.name + ".old")
-        if folder.exists():  # otherwise the old one may be all there is, until the new one stands in its place
-            shutil.rmtree(old, ignore_errors=True)
-            os.replace(folder, old)
-        os.replace(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        with replaced_folder(folder) as new:
+            new.mkdir()
+            save_file(
+                {name: value.cpu().contiguous().clone() for name, value in tensors.items()}, new / "state.safetensors"
+            )
+            (new / "state.json").write_text(json.dumps(numbers))
 
     def load(self, folder: Path) -> int:
         """Take over a saved state and return its step; 0 when there is none."""

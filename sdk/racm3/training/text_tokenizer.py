@@ -6,13 +6,13 @@ produce them.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from ..durable import replace_file
 from ..errors import ConfigError
 
 
@@ -42,6 +42,5 @@ def train_text_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path
     tokenizer.train_from_iterator(sorted(texts), trainer)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path.with_name(path.name + ".new")))
-    os.replace(path.with_name(path.name + ".new"), path)  # half of it would be taken for the whole
+    replace_file(path, tokenizer.to_str(pretty=True))
     return tokenizer

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ..durable import replaced_folder
 from ..errors import ConfigError
 from .account import Account, take_back, write_line
 from .best import BestWeights, check_figure
@@ -71,12 +70,17 @@ class TrainerSettings(BaseModel):
     log_every: int = Field(20, ge=1, description="steps to a line of log.jsonl; there is one at each save besides")
     compile: bool = Field(False, description="torch.compile model and loss: faster where a C++ compiler is at hand")
     evaluate_every: int = Field(0, ge=0, description="0: only at the end")
-    keep_best: str | None = Field(None, description="export the weights with the lowest held-out figure of this name")
+    keep_best: str | None = Field(None, description="export the weights with the best held-out figure of this name")
     save_every: int = Field(200, ge=1, description="steps after which a run can be taken up again")
 
 
 class Stage(ABC):
-    """What is trained. `batch` must depend on nothing but its arguments, or resuming is not exact."""
+    """What is trained. `batch` must depend on nothing but its arguments, or resuming is not exact.
+
+    best: which held-out figures are better, those of losses ("lowest") or those of quality ("highest").
+    """
+
+    best: ClassVar[Literal["lowest", "highest"]] = "lowest"
 
     @abstractmethod
     def build(self) -> torch.nn.Module:
@@ -161,7 +165,9 @@ def train(
 
     if sharded and settings.keep_best:
         raise ConfigError("Sharded weights are not kept by their figure.", "Leave [trainer] keep_best out.")
-    best = BestWeights(folder / "best.safetensors", settings.keep_best) if settings.keep_best and not rank else None
+    best = None
+    if settings.keep_best and not rank:
+        best = BestWeights(folder / "best.safetensors", settings.keep_best, stage.best)
     state = RunState(inner, optimizers, average)
     step = state.load(folder / "state") if resume else 0
     if settings.keep_best and not step:
@@ -245,21 +251,10 @@ def train(
     final = _plain(stage, inner, sharded)
     if rank == 0:
         write_line(folder, step=step, **held_out)
-        _export(stage, final.eval(), folder / "model")
+        with replaced_folder(folder / "model") as new:
+            stage.export(final.eval(), new)
     accelerator.wait_for_everyone()
     return held_out
-
-
-def _export(stage: Stage, model: torch.nn.Module, folder: Path) -> None:
-    """Whoever finds the folder finds all of the model in it."""
-    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
-    shutil.rmtree(new, ignore_errors=True)
-    stage.export(model, new)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(new, folder)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _synchronised(accelerator: Any, model: Any, sharded: bool, *, last: bool) -> Any:

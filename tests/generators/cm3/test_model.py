@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from racm3.errors import CheckpointError, WeightsNotFound
+from racm3.generators.cm3 import model as model_module
 from racm3.generators.cm3.document_format import DocumentFormat
 from racm3.generators.cm3.model import SIZES, Checkpoint, Size, build_model, fingerprint, resolve_folder, size_named
 from racm3.generators.cm3.vocabulary import CONTROL, Vocabulary
@@ -115,11 +116,35 @@ def test_a_checkpoint_comes_back_as_it_was(checkpoint, checkpoint_folder, tmp_pa
 
 
 def test_saving_replaces_the_folder_as_a_whole(checkpoint, tmp_path):
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "left.json").write_text("{}")
-    checkpoint.save(tmp_path / "model")
-    assert not (tmp_path / "model" / "left.json").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    for _ in range(2):
+        checkpoint.save(tmp_path / "model")
+        assert not (tmp_path / "model" / "left.json").exists()
+        assert [path.name for path in tmp_path.iterdir()] == ["model"]
+        (tmp_path / "model" / "left.json").write_text("{}")
+
+
+def test_saving_never_replaces_what_is_no_checkpoint(checkpoint, tmp_path):
+    (tmp_path / "notes").mkdir()
+    checkpoint.save(tmp_path / "empty")
+    (tmp_path / "notes" / "mine.txt").write_text("mine")
+    for place in ("notes", "notes/mine.txt"):
+        with pytest.raises(CheckpointError, match="no checkpoint"):
+            checkpoint.save(tmp_path / place)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "mine"
+
+
+def test_a_kill_while_a_checkpoint_is_saved_leaves_the_old_one(checkpoint, checkpoint_folder, tmp_path, monkeypatch):
+    shutil.copytree(checkpoint_folder, tmp_path / "model")
+    monkeypatch.setattr(model_module, "write_description", lambda *a: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        checkpoint.save(tmp_path / "model")
+    assert Checkpoint.load(tmp_path / "model").fingerprint == checkpoint.fingerprint
+
+
+def test_a_file_that_a_file_manager_leaves_is_no_part_of_a_checkpoint(folder):
+    (folder / "image_tokenizer" / ".DS_Store").write_bytes(b"x")
+    (folder / "image_tokenizer" / "more").mkdir()
+    Checkpoint.load(folder)
 
 
 def test_bfloat16_weights_come_back_as_float32(checkpoint, folder):

@@ -1,7 +1,6 @@
 """Causal masking: which spans of a document are moved to its end (CM3, arXiv 2201.07520; method section 4).
 
-Draw n ~ Poisson(1) spans, each by two uniform draws for its ends; keep those that are disjoint and lie inside one
-segment. Sometimes a whole segment is masked instead, since captioning and text-to-image are exactly that.
+Draw n ~ Poisson(1) spans, each inside one segment by two uniform draws for its ends; keep those that are disjoint. Sometimes a whole segment is masked instead, since captioning and text-to-image are exactly that.
 """
 
 from __future__ import annotations
@@ -37,7 +36,8 @@ def draw_spans(parts: Sequence[TokenPart], settings: MaskingSettings, rng: np.ra
     wanted = int(np.clip(rng.poisson(settings.rate), settings.minimum, SENTINELS))
     spans: list[Span] = []
     for _ in range(wanted):
-        # The part in proportion to its length: the same as two draws over the document, given that both hit one part.
+        # A part by its length, then both ends inside it: two draws over the document that had to hit one part would leave
+        # captions, which are short beside a picture, whole nearly always.
         part = int(rng.choice(len(parts), p=lengths / lengths.sum()))
         start, stop = sorted(rng.integers(0, lengths[part] + 1, size=2).tolist())
         if start < stop and all(s.part != part or stop < s.start or s.stop < start for s in spans):

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...durable import replaced_folder
 from ...errors import CheckpointError, RACM3Error, WeightsNotFound, nearest
 from .document_format import DocumentFormat
 from .image_tokenizer import ImageTokenizer
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 FORMAT_VERSION = 1
+DESCRIPTION = "racm3.json"
 _COPY_AGAIN = "Copy the whole checkpoint folder again."
 
 
@@ -107,19 +108,19 @@ class Checkpoint:
         return self.format.vocabulary
 
     def save(self, folder: str | Path) -> None:
-        """Write the checkpoint folder; an existing one is replaced as a whole."""
+        """Write the checkpoint folder; an existing one is replaced as a whole. `CheckpointError` for a folder or a file that
+        is something else."""
         folder = Path(folder)
-        new = folder.with_name(folder.name + ".new")
-        shutil.rmtree(new, ignore_errors=True)
-        with _no_progress_bars():
-            self.model.save_pretrained(new, safe_serialization=True)
-        self.text_tokenizer.save(str(new / "tokenizer.json"))
-        self.image_tokenizer.save(new / "image_tokenizer")
-        write_description(new, self.format)
-        for weights in new.rglob("*.safetensors"):
-            weights.chmod(0o644)  # safetensors lets nobody else read it, which a bundle must allow
-        shutil.rmtree(folder, ignore_errors=True)
-        new.rename(folder)
+        if folder.exists() and not (folder / DESCRIPTION).is_file() and not _is_empty(folder):
+            raise CheckpointError(f"{folder} is there, and no checkpoint that could be replaced.", "Give a new folder.")
+        with replaced_folder(folder) as new:
+            with _no_progress_bars():
+                self.model.save_pretrained(new, safe_serialization=True)
+            self.text_tokenizer.save(str(new / "tokenizer.json"))
+            self.image_tokenizer.save(new / "image_tokenizer")
+            write_description(new, self.format)
+            for weights in new.rglob("*.safetensors"):
+                weights.chmod(0o644)  # safetensors lets nobody else read it, which a bundle must allow
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str = "cpu", dtype: str = "float32") -> Checkpoint:
@@ -173,12 +174,12 @@ def write_description(folder: Path, format: DocumentFormat) -> None:
     description = {
         "format_version": FORMAT_VERSION, "control_tokens": list(CONTROL), "parts": _hashes(folder), **asdict(format)
     }  # fmt: skip
-    (folder / "racm3.json").write_text(json.dumps(description, indent=2) + "\n")
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> DocumentFormat:
     """Read `racm3.json`."""
-    path = folder / "racm3.json"
+    path = folder / DESCRIPTION
     if not path.is_file():
         raise WeightsNotFound(f"No checkpoint in {folder}: racm3.json is missing.", "Give a folder that racm3 trained.")
     try:
@@ -200,8 +201,16 @@ def read_description(folder: Path) -> DocumentFormat:
 
 def _hashes(folder: Path) -> dict[str, str]:
     """SHA-256 of the parts that any other of the same size would replace unnoticed."""
-    files = {"tokenizer.json": [folder / "tokenizer.json"], "image_tokenizer": sorted(folder.glob("image_tokenizer/*"))}
+    inside = folder / "image_tokenizer"
+    files = {
+        "tokenizer.json": [folder / "tokenizer.json"],
+        "image_tokenizer": [inside / "config.json", *sorted(inside.glob("*.safetensors"))],
+    }
     return {part: hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest() for part, paths in files.items()}
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def fingerprint(folder: Path) -> str:
