@@ -211,6 +211,19 @@ def test_schema_describes_what_is_installed(shelf: Path, run, install):
             jsonschema.validate(bad, schema)
 
 
+def test_show_hides_what_a_table_of_a_setting_has_from_the_environment(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TOKEN", "a secret")
+    Path("p.toml").write_text(
+        '[retriever]\nname = "clip"\nmodel = "ViT-B-32"\n[memory]\nname = "chroma"\nhost = "localhost"\n'
+        'headers = { Authorization = { env = "TOKEN" }, "X-N" = "3" }\n'
+    )
+    assert load_config(Path("p.toml")).memory.settings["headers"] == {"Authorization": "a secret", "X-N": "3"}
+    for options in ((), ("--json",)):
+        code, out, _ = run("config", "show", "--config", "p.toml", *options)
+        assert code == 0 and "a secret" not in out and "***" in out and "X-N" in out
+
+
 def test_show_prints_a_pipeline_file_with_everything_filled_in(shelf: Path, run, monkeypatch):
     monkeypatch.setenv("COUNT", "a secret")
     Path("p.toml").write_text(

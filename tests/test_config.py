@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import dedent
+from typing import Self
 
 import pytest
+from pydantic import BaseModel, model_validator
 
 from racm3 import MemoryStore, Options, Pipeline
 from racm3.config import load_config
 from racm3.errors import ConfigError, PluginNotFound
+from racm3.settings import settings_model, validate
 
 GOOD = """
 [retriever]
@@ -137,6 +140,31 @@ def test_secrets_come_from_the_environment_and_are_never_shown(write, monkeypatc
     monkeypatch.delenv("DIM")
     with pytest.raises(ConfigError, match=r"retriever.dim: the environment variable 'DIM' is not set"):
         load_config(write(text))
+
+
+def test_what_is_wrong_inside_a_table_is_told_without_the_rest_of_it():
+    class Caller:
+        def __init__(self, headers: dict[str, str]) -> None: ...
+
+    model = settings_model(Caller)
+    with pytest.raises(ConfigError, match=r"headers\.X-N = 3 is not valid") as raised:
+        validate(model, {"headers": {"Authorization": "s3cret", "X-N": 3}}, "Caller")
+    assert "s3cret" not in str(raised.value)
+
+
+def test_settings_that_do_not_go_together_are_told():
+    class Range(BaseModel):
+        low: int = 0
+        high: int = 1
+
+        @model_validator(mode="after")
+        def ordered(self) -> Self:
+            if self.low > self.high:
+                raise ValueError("low is above high")
+            return self
+
+    with pytest.raises(ConfigError, match=r"^A range: low is above high\.$"):
+        validate(Range, {"low": 3}, "A range")
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,19 @@ def test_sixteen_bit_greys_are_scaled_not_clipped():
     assert np.asarray(Image(encoded(PIL.Image.fromarray(pixels))).picture)[..., 0].tolist() == [[0, 128], [255, 10]]
 
 
+def test_sixteen_bit_greys_are_scaled_beside_a_transparent_one():
+    pixels = np.array([[0, 0x4000], [0x8000, 0xFFFF]], np.uint16)
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG", transparency=0x4000)
+    assert np.asarray(Image(file.getvalue()).picture)[..., 0].tolist() == [[0, 255], [128, 255]]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_a_mode_that_does_not_say_what_is_white_is_refused(mode):
+    with pytest.raises(InvalidImage, match=f"mode '{mode}'; convert it"):
+        Image(PIL.Image.new(mode, (2, 2), 200))
+
+
 def test_exif_orientation_is_applied():
     picture = PIL.Image.new("RGB", (6, 4), "white")
     picture.paste("black", (0, 0, 3, 4))
@@ -310,6 +323,12 @@ def test_a_picture_that_is_not_wrapped_is_told_how(noise):
         Document(["x", noise])
     with pytest.raises(InvalidImage, match=r"x\.png is an address"):
         Image("https://example.com/x.png")
+
+
+def test_a_number_that_python_would_not_print_is_refused():
+    Document("x", metadata={"n": 2**4095})
+    with pytest.raises(InvalidDocument, match="bits"):
+        Document("x", metadata={"n": 10**5000})
 
 
 def test_other_refusals():

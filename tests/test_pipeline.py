@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from racm3 import Blank, Component, Document, Generation, Image, Options, Pipeline, hookimpl
+from racm3 import Blank, Component, Document, Generation, Image, Options, Pipeline, hookimpl, retrieval
 from racm3.errors import (
     ConfigError,
     DuplicateDocument,
@@ -427,6 +427,15 @@ def test_the_pool_doubles_until_k_survive():
         made.sampler.shown.clear()
         made.imagine("fox", k=6, seed=1)
         assert made.sampler.shown == [96, 192, 305], "16 for each, and no more than there are"
+
+
+def test_the_pool_does_not_grow_for_ever(monkeypatch):
+    """Documents that are all passed over, such as pictures under one caption, would make one query read all of a memory."""
+    monkeypatch.setattr(retrieval, "MOST_POOL", 256)
+    with Pipeline(HashingRetriever(), FaissMemory(), Picky(), PaintingGenerator()) as made:
+        made.add(crowd(600, 1))
+        answer = made.imagine("fox", k=2, seed=1)
+        assert made.sampler.shown == [64, 128, 256] and not answer.hits and len(answer.skipped) == 256
 
 
 def test_the_pool_grows_for_those_prompts_alone_that_need_it():

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from racm3 import Blank, Document, Image, MaskedImage, MaskedText, Pipeline
+from racm3.document_json import document_from_json, document_to_json
 from racm3.errors import ConfigError, GenerationError, InvalidDocument, InvalidImage, ModalityError, PluginError
 from racm3.interfaces import Event
 from racm3.memories.faiss import FaissMemory
@@ -141,6 +142,19 @@ def test_a_text_is_continued_and_its_gap_filled(pipeline: Pipeline):
     made = pipeline.complete("a ", " flies", k=1, seed=1)
     assert made.text.startswith("a ") and made.text.endswith(" flies") and made.text != "a  flies"
     assert made.to_json()["prompt"]["parts"] == [{"blank": "text", "before": "a ", "after": " flies"}]
+
+
+def test_prompts_come_back_from_json_as_they_were():
+    mask = np.zeros((3, 5), bool)
+    mask[1, 2:] = True
+    picture = Image(np.arange(45, dtype=np.uint8).reshape(3, 5, 3))
+    prompt = Document(
+        [MaskedText("a ", " flies"), MaskedImage(picture, mask), Blank("image"), picture], metadata={"n": 1}
+    )
+    plain = json.loads(json.dumps(document_to_json(prompt, images=True), allow_nan=False))
+    again = document_from_json(plain)
+    assert again == prompt and [type(part) for part in again.parts] == [type(part) for part in prompt.parts]
+    assert np.array_equal(again.parts[1].mask, mask)
 
 
 def test_mixed_output(pipeline: Pipeline):

@@ -112,7 +112,7 @@ class MaskedImage(Blank):
         """The picture with its region white: what may be seen of it."""
         import numpy as np
 
-        return Image(np.where(self.mask[..., None], np.uint8(255), np.asarray(self.image.picture)))
+        return self._like(np.where(self.mask[..., None], np.uint8(255), np.asarray(self.image.picture)))
 
     def cells(self, grid: int) -> np.ndarray:
         """Which cells of a grid over the squared picture (see `Image.square`) the region touches: bool [grid, grid]."""
@@ -120,11 +120,14 @@ class MaskedImage(Blank):
 
         height, width = self.mask.shape
         side = max(height, width)
-        canvas = np.zeros((side, side), bool)
-        top, left = (side - height) // 2, (side - width) // 2
-        canvas[top : top + height, left : left + width] = self.mask
-        edges = [(i * side // grid, -(-(i + 1) * side // grid)) for i in range(grid)]
-        return np.array([[canvas[y0:y1, x0:x1].any() for x0, x1 in edges] for y0, y1 in edges])
+
+        def edges(size: int) -> list[slice]:
+            """What of the picture's own rows or columns lies in each of the grid's; around it there may be none."""
+            before = (side - size) // 2
+            ends = [(i * side // grid - before, -(-(i + 1) * side // grid) - before) for i in range(grid)]
+            return [slice(max(0, start), max(0, stop)) for start, stop in ends]
+
+        return np.array([[self.mask[rows, columns].any() for columns in edges(width)] for rows in edges(height)])
 
     def paste(self, drawn: Image) -> Image:
         """The picture with its region taken from `drawn`, a square picture of any size or one of the same size.
@@ -137,10 +140,15 @@ class MaskedImage(Blank):
         picture, (width, height) = drawn.picture, self.image.size
         if picture.size != (width, height):
             side = max(width, height)
-            picture = picture.resize((side, side), PIL.Image.Resampling.BICUBIC)
             left, top = (side - width) // 2, (side - height) // 2
-            picture = picture.crop((left, top, left + width, top + height))
-        return Image(np.where(self.mask[..., None], np.asarray(picture), np.asarray(self.image.picture)))
+            across, down = picture.width / side, picture.height / side
+            box = (left * across, top * down, (left + width) * across, (top + height) * down)
+            picture = picture.resize((width, height), PIL.Image.Resampling.BICUBIC, box)
+        return self._like(np.where(self.mask[..., None], np.asarray(picture), np.asarray(self.image.picture)))
+
+    def _like(self, pixels: np.ndarray) -> Image:
+        """A picture of this one's size, which may be above the usual limit."""
+        return Image(pixels, max_pixels=self.mask.size)
 
     def __repr__(self) -> str:
         return f"MaskedImage({self.image!r}, {int(self.mask.sum())} pixels)"
@@ -157,11 +165,12 @@ def _mask(size: tuple[int, int], region: Region) -> np.ndarray:
                 f"A mask of dtype {region.dtype} and shape {region.shape} does not fit a picture of {width}x{height}.",
                 f"Expected bool and [{height}, {width}], True where it is to be drawn.",
             )
-        mask = region.copy()
+        # A mask that Pillow gave has bytes of 255, and another hash than one of ones.
+        mask = np.ascontiguousarray(region).view(np.uint8) != 0
     else:
         try:
             left, top, right, bottom = (int(edge) for edge in region)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise InvalidImage(
                 f"{region!r} is no region.", "Give a box (left, top, right, bottom), or a boolean mask."
             ) from error

@@ -8,8 +8,8 @@ from typing import Any
 
 from .crossing import calling, checked_scores
 from .document import Blank, Document, Image
+from .document_json import hit_to_json, skip_to_json
 from .errors import ConfigError
-from .generation import hit_to_json, skip_to_json
 from .interfaces import Generator, Hit, Request, Skip
 
 

@@ -164,9 +164,11 @@ def _component(table: str, own: Mapping[str, Any], over: Mapping[str, Any], fold
 
 
 def _secret(value: Any, where: str) -> Any:
-    """The value of `{ env = "VAR" }`; anything else as it is."""
-    if not isinstance(value, Mapping) or set(value) != {"env"}:
+    """The value of `{ env = "VAR" }`, also of one inside a table; anything else as it is."""
+    if not isinstance(value, Mapping):
         return value
+    if set(value) != {"env"}:
+        return {key: _secret(inner, f"{where}.{key}") for key, inner in value.items()}
     variable = value["env"]
     if not isinstance(variable, str) or variable not in os.environ:
         raise ConfigError(f"{where}: the environment variable {variable!r} is not set.", f"export {variable}=...")

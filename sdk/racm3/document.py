@@ -18,6 +18,8 @@ from .blanks import Blank, MaskedImage, MaskedText, Modality
 from .errors import InvalidDocument
 from .image import Image, sha256
 
+LONGEST_NUMBER = 4096  # bits of an int in metadata
+
 Scalar: TypeAlias = str | int | float | bool | None
 Metadata: TypeAlias = Mapping[str, Scalar | Sequence[Scalar]]
 
@@ -191,6 +193,8 @@ def _checked_metadata(metadata: Metadata) -> dict[str, Any]:
     def plain(value: object) -> bool:
         if isinstance(value, float):
             return math.isfinite(value)
+        if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:  # which Python would not print
+            raise InvalidDocument(f"Metadata has a number of {value.bit_length():,} bits.", "Give it as text.")
         return value is None or isinstance(value, (str, int))
 
     checked: dict[str, Any] = {}

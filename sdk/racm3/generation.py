@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from .document import Blank, Document, Image, MaskedImage, MaskedText, Part, Text
+from .document import Blank, Document, Image, Part, Text
+from .document_json import document_to_json, finite, hit_to_json, parts_to_json, skip_to_json
 from .interfaces import Hit, Output, Skip
 from .options import Options
 
@@ -76,17 +74,17 @@ class Generation:
                 {
                     "document": document_to_json(output.document, images=images),
                     "filled": parts_to_json(filled_parts(self.prompt, output.document), images=images),
-                    "log_probability": _finite(output.log_probability),
+                    "log_probability": finite(output.log_probability),
                     "tokens": output.tokens,
                 }
                 for output in self.outputs
             ],
             "hits": [hit_to_json(hit, images=images) for hit in self.hits],
             "skipped": [skip_to_json(skip) for skip in self.skipped],
-            "scores": [_finite(score) for score in self.scores],
+            "scores": [finite(score) for score in self.scores],
             "options": None if self.options is None else self.options.model_dump(mode="json"),
             "seed": self.seed,
-            "log_probability": _finite(self.log_probability),
+            "log_probability": finite(self.log_probability),
             "seconds": dict(self.seconds),
             "fingerprints": dict(self.fingerprints),
         }
@@ -135,76 +133,3 @@ def filled_parts(prompt: Document, document: Document) -> list[Part]:
     """The parts of a filled prompt that stand where the prompt had blanks."""
     pairs = zip(prompt.parts, document.parts, strict=True)
     return [part for asked, part in pairs if isinstance(asked, Blank)]
-
-
-def document_to_json(document: Document, *, images: bool = False) -> dict[str, Any]:
-    """A document as plain values. images: pictures as base64, not only their hashes."""
-    return {
-        "id": document.id,
-        "parts": parts_to_json(document.parts, images=images),
-        "metadata": {
-            key: list(value) if isinstance(value, tuple) else value for key, value in document.metadata.items()
-        },
-    }
-
-
-def parts_to_json(parts: Iterable[Part], *, images: bool = False) -> list[dict[str, Any]]:
-    """Parts of a document as plain values: {"text": ...}, {"image": {...}} or {"blank": ...}."""
-    made: list[dict[str, Any]] = []
-    for part in parts:
-        if isinstance(part, Text):
-            made.append({"text": part.text})
-        elif isinstance(part, MaskedText):
-            made.append({"blank": "text", "before": part.before, "after": part.after})
-        elif isinstance(part, MaskedImage):
-            inside = parts_to_json([part.image], images=images)[0]
-            made.append({"blank": "image", **inside, "masked_pixels": int(part.mask.sum())})
-        elif isinstance(part, Blank):
-            made.append({"blank": part.modality})
-        else:
-            image = {"content_hash": part.content_hash}
-            if images:
-                image |= {"media_type": _media_type(part), "base64": base64.b64encode(part.data).decode("ascii")}
-            made.append({"image": image})
-    return made
-
-
-def document_from_json(value: Mapping[str, Any]) -> Document:
-    """The document that `document_to_json(document, images=True)` described, equal to it."""
-    parts: list[Part] = []
-    for part in value["parts"]:
-        if "text" in part:
-            parts.append(Text(part["text"]))
-        elif "blank" in part:
-            parts.append(Blank(part["blank"]))
-        else:
-            image = part["image"]
-            parts.append(Image.restore(base64.b64decode(image["base64"]), image["content_hash"]))
-    return Document(parts, id=value["id"], metadata=value["metadata"])
-
-
-def hit_to_json(hit: Hit, *, images: bool = False) -> dict[str, Any]:
-    """A hit as plain values: the document, with its score."""
-    return {"score": _finite(hit.score), **document_to_json(hit.document, images=images)}
-
-
-def skip_to_json(skip: Skip) -> dict[str, Any]:
-    """A candidate that was passed over as plain values."""
-    return {
-        "id": skip.hit.id,
-        "score": _finite(skip.hit.score),
-        "reason": skip.reason,
-        "because_of": skip.because_of,
-    }
-
-
-def _media_type(image: Image) -> str:
-    import PIL.Image
-
-    with PIL.Image.open(io.BytesIO(image.data)) as opened:
-        return PIL.Image.MIME.get(opened.format or "", "application/octet-stream")
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no infinities."""
-    return float(value) if value is not None and math.isfinite(value) else None

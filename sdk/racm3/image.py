@@ -270,6 +270,10 @@ def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
     picture.load()  # or not all is known of it yet
     if picture.getexif().get(PIL.ExifTags.Base.Orientation, 1) != 1:  # or it would be copied for nothing
         picture = PIL.ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or (picture.mode.startswith("I") and not picture.mode.startswith("I;16")):
+        raise ValueError(f"nobody knows what is white in mode {picture.mode!r}; convert it to 'L', 'RGB' or 'I;16'")
+    if picture.mode.startswith("I;16"):
+        picture = _eight_bits(picture)
     if picture.mode in ("La", "RGBa"):  # premultiplied: converting to RGB would forget the alpha
         picture = picture.convert(picture.mode.upper())
     if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
@@ -277,7 +281,17 @@ def _to_rgb(picture: PIL.Image.Image) -> PIL.Image.Image:
         canvas = PIL.Image.new("RGB", picture.size, (255, 255, 255))
         canvas.paste(picture, mask=picture)
         return canvas
-    if picture.mode.startswith("I") or picture.mode == "F":
-        # 16-bit greys: Pillow's own conversion clips instead of scaling.
-        picture = picture.convert("I").point(lambda value: value / 256).convert("L")
     return picture.convert("RGB")
+
+
+def _eight_bits(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """16-bit greys, one of which may stand for nothing at all. Pillow's own conversion clips instead of scaling."""
+    import numpy as np
+    import PIL.Image
+
+    values = np.asarray(picture)
+    grey = (values >> 8).astype(np.uint8)
+    clear = picture.info.get("transparency")
+    if clear is None:
+        return PIL.Image.fromarray(grey)
+    return PIL.Image.fromarray(np.stack([grey, np.where(values == clear, 0, 255).astype(np.uint8)], axis=-1), "LA")

@@ -29,7 +29,7 @@ class Options(BaseModel):
     temperature: float = Field(1.0, ge=0, description="0: the most likely token")
     top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this probability; 1: all")
     top_k: int | None = Field(None, ge=1, description="only the k most likely tokens")
-    max_text_tokens: int = Field(64, ge=1, description="length limit of each text blank")
+    max_text_tokens: int = Field(64, ge=1, le=2**16, description="length limit of each text blank")
     min_text_tokens: int = Field(0, ge=0, description="a text does not end before")
     no_repeat: int = Field(0, ge=0, description="no so many text tokens in a row twice; 0: allowed")
     repetition_penalty: float = Field(1.0, ge=1, description="divides the probability of text tokens drawn before")

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # Candidates asked for at first: enough that the sampler seldom runs out (method, section 3).
 MIN_POOL = 64
 POOL_PER_DOCUMENT = 16
+MOST_POOL = 4096  # candidates; what is still further off than so many is no document to ground an answer on
 
 
 class NotGrounded(UserWarning):
@@ -98,8 +99,8 @@ def retrieve(
 ) -> list[Selection]:
     """What each prompt is grounded on: at most k documents. Observers are told, prompt by prompt.
 
-    The pool of candidates doubles while the sampler finds fewer than k in it and the memory has more. A prompt with
-    nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample". exclude: ids and content
+    The pool of candidates doubles, up to `MOST_POOL`, while the sampler finds fewer than k in it and the memory has more. A
+    prompt with nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample". exclude: ids and content
     hashes of documents that are given already. A sampler's random numbers come from the seed and the prompt, so that
     the same documents are chosen whatever else is asked in the same call.
     """
@@ -129,7 +130,7 @@ def retrieve(
                 with calling(sampler):
                     selection = sampler.sample(Query(prompts[index], vectors[index]), list(hits), k=k, rng=rng)
                 selections[index] = checked_selection(sampler, selection, hits, k=k)
-                if len(selection.hits) < k and len(hits) == pool:
+                if len(selection.hits) < k and len(hits) == pool < MOST_POOL:
                     short.append(index)
         pending, pool = short, 2 * pool
     with Clock(spent, "retrieve"):

@@ -73,9 +73,10 @@ def validate(model: type[BaseModel], settings: Mapping[str, Any], owner: str) ->
     else:
         # Only what was given: the defaults stay the constructor's own business.
         return {key: getattr(checked, key) for key in settings}
-    name = ".".join(str(step) for step in first["loc"])
     # Raised outside the handler: pydantic's error, as a context, would show every value, secrets too.
-    if first["type"] == "missing" and first["loc"][0] not in settings:
+    name, said = ".".join(str(step) for step in first["loc"]), first["msg"].removeprefix("Value error, ").rstrip(".")
+    if not name:  # of several settings together
+        raise ConfigError(f"{owner}: {said}.")
+    if first["type"] == "missing":
         raise ConfigError(f"{owner} needs the setting {name!r}.", f"Give {name} = ...")
-    given = settings[str(first["loc"][0])]
-    raise ConfigError(f"{owner}: {name} = {given!r} is not valid: {first['msg']}.")
+    raise ConfigError(f"{owner}: {name} = {first['input']!r} is not valid: {said}.")

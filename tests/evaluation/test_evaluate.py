@@ -138,6 +138,19 @@ def test_a_model_that_compares_pictures_classifies_all_of_them(pipeline: Pipelin
         evaluate(pipeline, pairs, label="name", shots=9)
 
 
+def test_classes_may_be_numbers(pipeline: Pipeline) -> None:
+    """As those of a data set are; the memory tells the number 3 from the text "3"."""
+    made, shown = [], []
+    with Pipeline(HashingRetriever(128), FaissMemory(), generator=Recognising()) as numbered:
+        for number, name in enumerate(THINGS[:3]):
+            drawings = [drawing(name, style).replace(metadata={"class": number}) for style in range(3)]
+            shown.append(Pair(drawings[0], drawings[0].texts, name))
+            made += [one.replace(id=f"{name}/{style}") for style, one in enumerate(drawings)]
+        numbered.add(made)
+        figures = evaluate(numbered, shown, label="class", shots=1).figures["classification"]
+    assert figures["episodes"] == 3 and figures["figures"]["ra_cm3"]["accuracy"]["value"] == 1.0
+
+
 def test_what_cannot_be_evaluated_is_said_before_anything_is_drawn(pipeline: Pipeline, pairs: list[Pair]) -> None:
     with pytest.raises(ConfigError, match="two pairs"):
         evaluate(pipeline, pairs[:1])

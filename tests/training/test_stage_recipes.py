@@ -17,8 +17,9 @@ def test_relative_paths_of_a_recipe_belong_to_its_folder(tmp_path):
     assert found["retriever"]["model"] == str(tmp_path / "clip")
     (tmp_path / "recipe.toml").write_text('[model]\nstart = "vanilla/model"\n')
     assert read_stage_recipe(tmp_path / "recipe.toml")["model"] == {"start": str(tmp_path / "vanilla" / "model")}
-    (tmp_path / "recipe.toml").write_text('[retriever]\nmodel = "ViT-B-32"\n')
-    assert read_stage_recipe(tmp_path / "recipe.toml")["retriever"]["model"] == "ViT-B-32"
+    (tmp_path / "recipe.toml").write_text('[retriever]\nmodel = "ViT-B-32"\npretrained = "./weights.safetensors"\n')
+    named = read_stage_recipe(tmp_path / "recipe.toml")["retriever"]
+    assert named == {"model": "ViT-B-32", "pretrained": str(tmp_path / "weights.safetensors")}
 
 
 @pytest.mark.parametrize(

@@ -66,9 +66,17 @@ def _settings(component: ComponentConfig) -> dict[str, tuple[Any, bool]]:
     """All settings of a component, as plain values, each with whether it is the default."""
     record = registry().component(component.interface, component.name)
     model = registry().settings_model(record)
-    secret = {key for key, value in component.settings.items() if isinstance(value, Secret)}
-    values = model(**component.settings).model_dump(mode="json")
-    return {key: ("***" if key in secret else value, key not in component.settings) for key, value in values.items()}
+    given, values = component.settings, model(**component.settings).model_dump(mode="json")
+    return {key: (_masked(value, given.get(key)), key not in given) for key, value in values.items()}
+
+
+def _masked(value: Any, given: Any) -> Any:
+    """A setting as it may be shown, by what was given for it."""
+    if isinstance(given, Secret):
+        return "***"
+    if isinstance(given, Mapping) and isinstance(value, Mapping):
+        return {key: _masked(inner, given.get(key)) for key, inner in value.items()}
+    return value
 
 
 def _owner(component: ComponentConfig) -> str:

@@ -25,7 +25,7 @@ def search(
     if image is None:
         query = given_text(query, "give a text, or a picture with --image", option="QUERY")
     from ..document import Document, Image, Part
-    from ..generation import hit_to_json
+    from ..document_json import hit_to_json
     from ..pipeline import Pipeline
     from ..retrieval import why_nothing
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..document import Blank, Document
 from ..errors import ConfigError
-from ..interfaces import Generator, Hit, MemoryStore, Request
+from ..interfaces import Generator, Hit, MemoryStore, Request, Where
 from .grounding import answers
 from .pairs import Pair
 
@@ -32,7 +32,10 @@ def episodes(
     with the label in place of its text; it is never the pair itself. Raises `ConfigError` where there are too few labels.
     """
     rng = np.random.default_rng(seed)
-    named = [str(pair.document.metadata.get(label, "")) for pair in pairs]
+    values = [pair.document.metadata.get(label) for pair in pairs]
+    named = ["" if value is None else str(value) for value in values]
+    # A filter asks for the value itself: the class 3 is not the text "3".
+    value_of = dict(zip(named, values, strict=True))
     known = sorted(set(named) - {""})
     if len(known) < ways:
         raise ConfigError(
@@ -43,7 +46,7 @@ def episodes(
         if not own:
             continue
         others = [name for name in rng.permutation(known).tolist() if name != own][: ways - 1]
-        found = [_examples(memory, label, name, shots, answers(pair), rng) for name in (own, *others)]
+        found = [_examples(memory, {label: value_of[name]}, name, shots, answers(pair), rng) for name in (own, *others)]
         if all(len(examples) == shots for examples in found):
             made.append(Episode(pair, (own, *others), tuple(found)))
     return made
@@ -73,9 +76,9 @@ def accuracy(generator: Generator, asked: Sequence[Episode], *, seed: int = 0) -
 
 
 def _examples(
-    memory: MemoryStore, label: str, name: str, shots: int, off_limits: frozenset[str], rng: np.random.Generator
+    memory: MemoryStore, where: Where, name: str, shots: int, off_limits: frozenset[str], rng: np.random.Generator
 ) -> tuple[Document, ...]:
-    drawn = memory.random(shots + len(off_limits), rng=rng, where={label: name})
+    drawn = memory.random(shots + len(off_limits), rng=rng, where=where)
     allowed = [hit.document for hit in drawn if hit.id not in off_limits and not hit.hashes & off_limits]
     return tuple(Document([name, document.images[0]], id=document.id) for document in allowed if document.images)[
         :shots

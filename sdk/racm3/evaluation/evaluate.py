@@ -116,9 +116,7 @@ def evaluate(
         pictures[condition.name] = {
             **drawings.figures(drawn), "perplexity": _perplexity(condition, "image", pairs, entities, tick)
         }  # fmt: skip
-        greedy = type(options)(
-            temperature=0, max_text_tokens=_CAPTION_TOKENS, context_guidance=options.context_guidance
-        )
+        greedy = options.model_copy(update={"temperature": 0.0, "max_text_tokens": _CAPTION_TOKENS})
         written = _answers(condition, "text", greedy, tick, cut)
         texts[condition.name], tokenizer = caption_figures(written, pairs)
         texts[condition.name]["perplexity"] = _perplexity(condition, "text", pairs, entities, tick)

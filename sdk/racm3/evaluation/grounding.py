@@ -11,7 +11,7 @@ import numpy as np
 from ..document import Blank, Document
 from ..interfaces import Hit, Query, Request
 from ..pipeline import Pipeline
-from ..retrieval import MIN_POOL, POOL_PER_DOCUMENT, encode_queries, without_blanks
+from ..retrieval import MIN_POOL, MOST_POOL, POOL_PER_DOCUMENT, encode_queries, without_blanks
 from .pairs import Pair
 
 Context: TypeAlias = Literal["retrieved", "random", "none"]
@@ -41,13 +41,13 @@ class Grounding:
         vectors = encode_queries(pipeline.retriever, shown)
         chosen: list[list[Hit]] = [[] for _ in prompts]
         pending, pool = list(range(len(prompts))), max(MIN_POOL, POOL_PER_DOCUMENT * self.k)
-        while pending:  # the pool doubles while the sampler finds too few in it and the memory has more
+        while pending:  # as when a prompt is answered
             found = pipeline.memory.search(vectors[pending], k=pool, exclude=[off_limits[i] for i in pending])
             short = []
             for i, hits in zip(pending, found, strict=True):
                 rng = np.random.default_rng([self.seed, i])
                 chosen[i] = pipeline.sampler.sample(Query(shown[i], vectors[i]), hits, k=self.k, rng=rng).hits
-                if len(chosen[i]) < self.k and len(hits) == pool:
+                if len(chosen[i]) < self.k and len(hits) == pool < MOST_POOL:
                     short.append(i)
             pending, pool = short, 2 * pool
         return chosen

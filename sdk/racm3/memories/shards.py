@@ -319,10 +319,11 @@ def exported_document(files: Mapping[str, bytes]) -> Document:
 
 def _image(data: bytes, content_hash: str) -> Image:
     """A picture that shows what its hash says; one that was given as pixels keeps the hash of these."""
-    image = Image(data, max_bytes=len(data))
-    if image.content_hash != content_hash and Image(image.picture).content_hash != content_hash:
+    stored = Image.restore(data, content_hash)  # within its own limits, whatever these were
+    shown = Image(data, max_bytes=len(data)).content_hash
+    if shown != content_hash and Image(stored.picture, max_pixels=stored.pixels).content_hash != content_hash:
         raise InvalidImage("a picture is not the one that its hash names")
-    return Image.restore(data, content_hash)
+    return stored
 
 
 def _vector(files: Mapping[str, bytes], dim: int) -> np.ndarray:

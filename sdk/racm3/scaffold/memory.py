@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from racm3 import Document, Hit, MemoryStore
+from racm3.document_json import document_from_json, document_to_json
 from racm3.errors import DuplicateDocument, EncoderMismatch, InvalidDocument, MemoryCorrupt, MemoryStoreError
-from racm3.generation import document_from_json, document_to_json
 from racm3.interfaces import Encoder, OnDuplicate, Where
 from racm3.memories.predicate import predicate
 from racm3.memories.vectors import unit_vectors

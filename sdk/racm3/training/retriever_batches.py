@@ -106,7 +106,7 @@ def draw_batch(
     """
     rng = generator_at(*seed)
     n = min(size, len(pairs))
-    real = n - round(made_up * n)
+    real = max(1, n - round(made_up * n))  # the loss of captions is a mean over these
     pictures: list[list[np.ndarray]] = [[], []]
     texts: list[list[str]] = [[], []]
     for i, entity in enumerate(rng.permutation(len(pairs))[:n]):

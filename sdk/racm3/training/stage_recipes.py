@@ -29,9 +29,9 @@ def read_stage_recipe(path: Path) -> dict[str, Any]:
     """A recipe file; its relative paths belong to its folder."""
     recipe, here = read_recipe(path), path.resolve().parent
     places = [("data", "path"), ("data", "images"), ("model", "start"), ("model", "perceptual")]
-    retriever = recipe.get("retriever", {}).get("model", "")
-    if str(retriever).startswith((".", "~")):  # what else stands there names an architecture
-        places.append(("retriever", "model"))
+    for key in ("model", "pretrained", "cache_dir"):
+        if str(recipe.get("retriever", {}).get(key, "")).startswith((".", "~")):  # other names are no paths
+            places.append(("retriever", key))
     for table, key in places:
         if isinstance(value := recipe.get(table, {}).get(key), str):
             # One folder has one name, however it is spelt: another one would be another recipe.

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import PIL.Image
 import pytest
 
 from racm3.document import Blank, Document, Image, MaskedImage, MaskedText, Text
-from racm3.errors import GenerationError
+from racm3.errors import GenerationError, InvalidImage
 from racm3.generators.cm3.decoding import Job, Row
 from racm3.generators.cm3.document_format import DocumentFormat, Span, TokenPart
 from racm3.generators.cm3.prompt import MAX_SPANS, Prompt, PromptPart
@@ -194,3 +195,59 @@ def test_a_target_must_hold_the_text_around_the_gap(generator):
         with pytest.raises(GenerationError, match="is not the prompt"):
             generator.score([Request(prompt)], [Document(wrong)])
     assert generator.score([Request(prompt)], [Document("a red and wide beach")])[0].tokens[0] > 1
+
+
+@pytest.mark.parametrize(("width", "height"), [(20, 20), (37, 11), (8, 64), (100, 3)])
+@pytest.mark.parametrize("grid", [2, 4, 7])
+def test_the_cells_of_a_region_are_those_of_the_squared_picture(width, height, grid):
+    rng = np.random.default_rng(width)
+    mask = rng.random((height, width)) < 0.02
+    mask[height // 2, width // 2] = True
+    hole = MaskedImage(Image(np.zeros((height, width, 3), np.uint8)), mask)
+    side = max(width, height)
+    canvas = np.zeros((side, side), bool)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = mask
+    expected = np.zeros((grid, grid), bool)
+    for y, x in zip(*np.nonzero(canvas), strict=True):  # a cell has every pixel that it touches
+        for i in range(grid):
+            for j in range(grid):
+                expected[i, j] |= (
+                    i * side < grid * (y + 1)
+                    and grid * y < (i + 1) * side
+                    and (j * side < grid * (x + 1) and grid * x < (j + 1) * side)
+                )
+    assert np.array_equal(hole.cells(grid), expected)
+
+
+def test_what_is_pasted_is_the_squared_drawing_without_its_margins():
+    rng = np.random.default_rng(0)
+    drawn = Image(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    hole = MaskedImage(Image(np.zeros((12, 40, 3), np.uint8)), (0, 0, 40, 12))
+    squared = drawn.picture.resize((40, 40), PIL.Image.Resampling.BICUBIC).crop((0, 14, 40, 26))
+    # Rounded in another order.
+    assert np.abs(np.asarray(hole.paste(drawn).picture).astype(int) - np.asarray(squared)).mean() < 2
+
+
+def test_equal_masks_are_equal_whoever_made_them():
+    mask = np.zeros((4, 5), bool)
+    mask[1:, 2:] = True
+    pillows = np.asarray(PIL.Image.fromarray(mask).convert("1"))
+    picture = Image(np.zeros((4, 5, 3), np.uint8))
+    assert pillows.dtype == bool and pillows.tobytes() != mask.tobytes()
+    assert MaskedImage(picture, pillows) == MaskedImage(picture, mask)
+
+
+def test_a_region_of_a_very_long_picture_takes_no_square_of_it():
+    picture = Image(np.zeros((4, 200_000, 3), np.uint8))
+    hole = MaskedImage(picture, (100_000, 0, 100_100, 4))
+    assert hole.cells(8).any() and hole.paste(Image(np.full((8, 8, 3), 9, np.uint8))).size == (200_000, 4)
+    with pytest.raises(InvalidImage, match="is no region"):
+        MaskedImage(picture, (0, 0, float("inf"), 1))
+
+
+def test_an_edited_picture_may_be_above_the_usual_limit(monkeypatch):
+    picture = Image(np.zeros((4, 4, 3), np.uint8), max_pixels=16)
+    monkeypatch.setattr(Image.__init__, "__kwdefaults__", {**Image.__init__.__kwdefaults__, "max_pixels": 15})
+    hole = MaskedImage(picture, (0, 0, 1, 1))
+    assert hole.shown.size == hole.paste(Image(np.zeros((2, 2, 3), np.uint8))).size == (4, 4)
