@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from threading import Thread
 
 import faiss
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from racm3.document import Document
 from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
-from racm3.memories import approximate, index
+from racm3.memories import approximate, index, snapshot
 from racm3.memories.faiss import FaissMemory
 
 DIM, N = 16, 1500
@@ -107,6 +108,59 @@ def test_each_index_finds_what_is_there_through_changes_and_reopening(tmp_path, 
         assert memory._index.kind == kind and memory.stats()["recall"] == measured[0]
         assert measured == (getattr(memory._index, "recall", None), getattr(memory._index, "effort", None))
         assert memory.verify() == []
+
+
+@pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_memory_is_in_use_while_its_index_is_made(tmp_path, kind, kept, monkeypatch):
+    """By other threads, which neither wait for the new index nor get in its way."""
+    monkeypatch.setattr(approximate, "ROWS", 256)  # which makes the index in several steps
+    gone = [f"d{n:04d}" for n in range(0, 1200, 9)]
+    state = dict(zip((document.id for document in DOCUMENTS[:1200]), VECTORS[:1200], strict=True))
+    with FaissMemory(tmp_path / "memory" if kept else None) as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS[:1200], VECTORS[:1200])
+
+        def use():
+            assert_finds(memory, state, "exact")
+            memory.delete(gone)
+            memory.add(DOCUMENTS[1200:], VECTORS[1200:])
+            memory.add(DOCUMENTS[1:2], VECTORS[2:3], on_duplicate="replace")
+            memory.flush()
+            if kept:
+                with FaissMemory(tmp_path / "memory", read_only=True) as reader:
+                    assert len(reader.search(QUERIES[:1], k=3)[0]) == 3
+            done.append(True)
+
+        def meanwhile(entered, total, what):
+            if not done:
+                user = Thread(target=use)
+                user.start()
+                user.join(60)
+                assert done and entered < total
+
+        done = []
+        memory.reindex(kind, meanwhile)
+        state = dict(zip((document.id for document in DOCUMENTS), VECTORS, strict=True))
+        state = {id: vector for id, vector in state.items() if id not in gone} | {DOCUMENTS[1].id: VECTORS[2]}
+        assert memory._index.kind == kind and len(memory) == len(state)
+        assert_finds(memory, state, kind)
+        assert memory.verify() == []
+    if kept:
+        with FaissMemory(tmp_path / "memory") as memory:
+            assert_finds(memory, state, kind)
+            assert memory._index.kind == kind and memory.verify() == []
+
+
+def test_an_index_that_cannot_be_written_leaves_the_one_there_is(tmp_path, monkeypatch):
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS, VECTORS)
+        monkeypatch.setattr(snapshot, "write_faiss", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left")))
+        with pytest.raises(MemoryStoreError, match="No space left"):
+            memory.reindex("ivf")
+        assert memory.stats()["index"] == "exact"
+        assert_finds(memory, dict(zip([d.id for d in DOCUMENTS], VECTORS, strict=True)), "exact")
 
 
 def test_an_index_that_is_lost_is_built_again_of_the_same_kind(tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ class FaissMemory(MemoryStore):
         self._journal = Journal(database, read_only=read_only, durable=durable)
         self._encoder: Encoder | None = None
         self._index: VectorIndex | None = None
+        self._reindexing = threading.Lock()
         self._stale = False  # whether a snapshot on disk would be worth writing
         if self._folder is not None and not read_only:
             # After the database was put back to an earlier state, new documents would get the numbers of lost ones.
@@ -287,8 +289,9 @@ class FaissMemory(MemoryStore):
 
     def reindex(self, index: str, progress: Progress | None = None) -> None:
         """Make another kind of index, and keep it: "exact", "hnsw", "ivf", "ivf-pq", "auto", or a FAISS factory string;
-        see `racm3.memories.approximate`. Other processes go on with the one that they have, and find the same documents.
-        Documents that are added enter it; when a memory has grown to several times its size, this trains it anew.
+        see `racm3.memories.approximate`. All others go on meanwhile, other threads of this process among them: they search by
+        the index that there is, add and delete. Documents that are added enter the new one; when a memory has grown to
+        several times its size, this trains it anew.
 
         progress: called with the number of documents in the new index, the number in all, and "index". Raises
         `MemoryStoreError`, and changes nothing, when there is no such index, or none can be made for these documents.
@@ -297,14 +300,23 @@ class FaissMemory(MemoryStore):
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         check_name(index, encoder.dim)
-        with self._journal.writing():
-            current = self._caught_up()
-            assert current is not None
-            total = len(current.live)
-            made = made_of(current, index, lambda done: progress and progress(done, total, "index"))
-            self._journal.set_index_name(index)
-        with self._journal.reading():
-            self._index = made if self._folder is None else snapshot.save(made, self._folder)
+        with self._reindexing:
+            with self._journal.writing():  # who may not write is told so now
+                current = self._caught_up()
+                assert current is not None
+                documents = current.frozen()
+            total = len(documents.seqs)
+            made = made_of(documents, index, lambda done: progress and progress(done, total, "index"))
+            if self._folder is not None:
+                snapshot.prepare(made, self._folder)
+            with self._journal.writing():
+                self._advance(made, self._journal.state())
+                self._journal.set_index_name(index)
+                self._index = made
+            with self._journal.reading():
+                current = self._caught_up()
+                assert current is not None
+                self._index = current if self._folder is None else snapshot.save(current, self._folder)
         if progress is not None:
             progress(total, total, "index")
 
@@ -364,12 +376,16 @@ class FaissMemory(MemoryStore):
         if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
             self._index = self._built(encoder.dim)
             return self._index
-        if index.generation != state.generation:
-            index.keep(journal.seqs())
-            index.generation = state.generation
-        self._take_in(index, state)
+        self._advance(index, state)
         self._index = index
         return index
+
+    def _advance(self, index: VectorIndex, state: State) -> None:
+        """Bring an index to a later state of the journal: without what was removed, and with what was added."""
+        if index.generation != state.generation:
+            index.keep(self._journal.seqs())
+            index.generation = state.generation
+        self._take_in(index, state)
 
     @property
     def _keeps(self) -> bool:

@@ -93,6 +93,10 @@ class VectorIndex:
         """The same index without its tombstones."""
         return self.over([joined(self.parts)]) if self.dead else self
 
+    def frozen(self) -> VectorIndex:
+        """An exact index of the same documents without tombstones, which stays as it is whatever becomes of this one."""
+        return self.over([joined(self.parts)] if self.dead else self.segments)
+
     def over(self, segments: Sequence[Segment]) -> VectorIndex:
         """An index as far as this one, over other segments of the same documents, without tombstones."""
         index = VectorIndex(self.dim, segments)

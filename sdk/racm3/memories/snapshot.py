@@ -146,6 +146,15 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
     return index
 
 
+def prepare(index: VectorIndex, folder: Path) -> None:
+    """Write what is large of an index that `save` is to write: it then has little left to do. The snapshot does not name it
+    yet. Raises `MemoryStoreError`."""
+    spill(index, folder, join=True)
+    if isinstance(index, ApproximateIndex):
+        with _said(folder):
+            _kept(index, folder)
+
+
 def spill(index: VectorIndex, folder: Path, *, join: bool = False) -> None:
     """Write what an index holds in memory, and map it; the snapshot does not name it yet. Raises `MemoryStoreError`.
 
