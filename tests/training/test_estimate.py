@@ -73,19 +73,44 @@ def recipe(**trainer):
 def test_a_dry_run_says_what_it_rests_on(tmp_path):
     found = estimate(recipe(accumulation=8), Run(tmp_path), gpus=8)
     assert found.parameters == SIZES["350m"].parameters(2000 + len(CONTROL) + 8192)
-    assert found.tokens == 8 * 8 * 2 * (1024 + 40 + 7)
-    assert (found.devices, found.peak) == (8, HOPPER_PEAK)
-    assert found.seconds_per_step == pytest.approx(found.operations / (8 * HOPPER_PEAK * SHARE))
+    assert found.tokens == 8 * 8 * 2 * (81 + 40 + 7)
+    assert (found.devices, found.peak) == (8, HOPPER_PEAK["bf16"]) and found.fits
+    assert found.seconds_per_step == pytest.approx(found.operations / (8 * HOPPER_PEAK["bf16"] * SHARE))
     assert found.memory["weights"] == found.memory["gradients"] == found.memory["optimiser"] / 2 == 4 * found.parameters
     assert found.memory["average"] == 0 < estimate(recipe(ema=0.9), Run(tmp_path), gpus=1).memory["average"]
     said = dict(found.lines())["assumed"]
-    assert "1024 tokens" in said and "texts of 40 tokens" in said and "H200" in said
+    assert "81 tokens" in said and "texts of 40 tokens" in said and "H200" in said
     assert json.loads(json.dumps(found.as_json()))["seconds"] == pytest.approx(100 * found.seconds_per_step)
+
+
+def test_a_dry_run_says_what_does_not_fit_and_counts_on_the_precision_that_is_asked_for(tmp_path):
+    large = recipe(precision="fp32", ema=0.9) | {"model": {"size": "7b"}}
+    found = estimate(large, Run(tmp_path), gpus=8)
+    assert found.peak == HOPPER_PEAK["fp32"] < HOPPER_PEAK["bf16"]
+    assert not found.fits and not found.as_json()["fits"]
+    said = dict(found.lines())["fits"]
+    assert said.startswith("NOT into the 131 GiB") and "sharding" in said
+    shared = estimate(recipe(sharding="full", ema=0.9) | {"model": {"size": "7b"}}, Run(tmp_path), gpus=8)
+    assert shared.fits and dict(shared.lines())["fits"] == "into 131 GiB"
+
+
+def test_what_the_log_says_of_the_speed_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(hardware, "matrix_peak", lambda device, precision: 1e12)
+    assert estimate(recipe(), Run(tmp_path)).share == SHARE
+    (tmp_path / "generator").mkdir()
+    lines = [{"step": step, "matrix_share": share} for step, share in ((1, 0.1), (2, 0.2), (3, 0.3))]
+    (tmp_path / "generator" / "log.jsonl").write_text(
+        "\n".join(map(json.dumps, [*lines, {"step": 3, "held_out_k0": 2}]))
+    )
+    found = estimate(recipe(), Run(tmp_path))
+    assert found.share == 0.2 and found.seconds_per_step == pytest.approx(found.operations / 0.2e12)
+    assert "20%" in dict(found.lines())["assumed"]
+    assert estimate(recipe(), Run(tmp_path), gpus=2).share == SHARE  # of others it says nothing
 
 
 def test_gpus_share_out_micro_batches_and_if_asked_weights(tmp_path):
     alone, shared = (estimate(recipe(sharding=sharding), Run(tmp_path), gpus=8) for sharding in ("none", "full"))
-    assert alone.tokens == 8 * 8 * 2 * (1024 + 40 + 7) and "accumulation = 8" in dict(alone.lines())["assumed"]
+    assert alone.tokens == 8 * 8 * 2 * (81 + 40 + 7) and "accumulation = 8" in dict(alone.lines())["assumed"]
     assert "accumulation" not in dict(estimate(recipe(), Run(tmp_path), gpus=2).lines())["assumed"]
     for name in ("weights", "gradients", "optimiser"):
         assert shared.memory[name] == -(-alone.memory[name] // 8)

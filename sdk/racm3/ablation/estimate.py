@@ -32,7 +32,7 @@ def estimates(ablation: Ablation) -> dict[str, Any]:
         runs.append(
             {
                 "model": model.name, "seed": seed, "parameters": found.parameters, "steps": found.steps, "state": state,
-                "seconds": (found.steps - done) * found.operations / (rate or found.peak * SHARE),
+                "seconds": (found.steps - done) * found.operations / (rate or found.peak * found.share),
                 "conditions": [condition.name for condition in ablation.plan.conditions(model.name)],
             }
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -12,37 +13,48 @@ import numpy as np
 
 from ..generators.cm3.model import Size
 from ..generators.cm3.vocabulary import CONTROL
+from .account import read_lines
 from .recipe import read_table
 from .runs import Run
 from .text_tokenizer import TextSettings
 
-# Dense bf16 of an H100 or H200, as published: what --gpus counts on where there is no GPU to measure.
-HOPPER_PEAK = 989e12
-SHARE = 0.4  # of the peak that training is expected to reach
+# Operations a second and bytes of an H200, as published: what --gpus counts on where there is no GPU to measure.
+HOPPER_PEAK = {"bf16": 989e12, "fp32": 67e12}
+HOPPER_MEMORY = 141 * 10**9
+SHARE = 0.4  # of the peak that training is expected to reach, until a log says what it does
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """parameters; memory: bytes on each device, by what fills it; tokens: of a step, padding not counted; operations: of
-    a step; peak: of one device, in operations a second; assumed: what the figures rest on, in words."""
+    """parameters; memory: bytes on each device, by what fills it; room: bytes that a device has; tokens: of a step, padding
+    not counted; operations: of a step; peak: of one device, in operations a second, and the share of it that is reached;
+    assumed: what the figures rest on, in words."""
 
     size: str
     parameters: int
     memory: dict[str, int]
+    room: int
     tokens: int
     operations: float
     devices: int
     peak: float
+    share: float
     steps: int
     assumed: list[str] = field(default_factory=list)
 
     @property
     def seconds_per_step(self) -> float:
-        return self.operations / (self.peak * self.devices * SHARE)
+        return self.operations / (self.peak * self.devices * self.share)
+
+    @property
+    def fits(self) -> bool:
+        """Whether a device has the memory."""
+        return sum(self.memory.values()) <= self.room
 
     def as_json(self) -> dict[str, Any]:
         return {
             **asdict(self),
+            "fits": self.fits,
             "seconds_per_step": self.seconds_per_step,
             "seconds": self.seconds_per_step * self.steps,
         }
@@ -50,10 +62,13 @@ class Estimate:
     def lines(self) -> list[tuple[str, str]]:
         """Labels and values, to print."""
         memory = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in self.memory.items())
+        room = f"{self.room / 2**30:.0f} GiB"
+        mend = 'lower [objective] batch_size, and with several devices set [trainer] sharding = "full"'
         return [
             ("size", self.size),
             ("parameters", f"{self.parameters:,}"),
             ("memory of each device", f"{sum(self.memory.values()) / 2**30:.2f} GiB ({memory})"),
+            ("fits", f"into {room}" if self.fits else f"NOT into the {room} that there are: {mend}"),
             ("tokens per step", f"{self.tokens:,}"),
             ("operations per step", f"{self.operations:.3g}"),
             ("matrix peak", f"{self.peak / 1e12:.3g} TFLOP/s, {self.devices} times"),
@@ -69,12 +84,12 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     What is prepared in the run already (image tokenizer, text tokenizer, documents) is looked at, the rest assumed.
     """
     from .generator import ObjectiveSettings, generator_settings
-    from .hardware import device_for, matrix_peak, training_operations
+    from .hardware import device_for, matrix_peak, memory_of, training_operations
 
     model, trainer = generator_settings(recipe)
     objective, size = read_table(ObjectiveSettings, recipe, "objective"), model.shape
     assumed: list[str] = []
-    image_tokens, codes = _pictures(run, assumed)
+    image_tokens, codes = _pictures(run, model.document_stride - model.image_offset, assumed)
     texts, devices = read_table(TextSettings, recipe, "tokenizer"), gpus or 1
     accumulation = -(-trainer.accumulation // devices) * devices
     if accumulation != trainer.accumulation:
@@ -89,12 +104,17 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     of_a_batch = np.repeat(lengths, objective.batch_size) / len(objective.k)
     here = device_for(trainer.device)
     if gpus is not None and here == "cpu":
-        peak = HOPPER_PEAK
-        assumed.append("GPUs with the published bf16 peak of an H200, as there is none here to measure")
+        peak, room, share = HOPPER_PEAK[trainer.precision], HOPPER_MEMORY, None
+        assumed.append(
+            f"GPUs with the memory and the {trainer.precision} peak of an H200, as published; there is none here to measure"
+        )
     else:
-        peak = matrix_peak(here, trainer.precision)
+        peak, room, share = matrix_peak(here, trainer.precision), memory_of(here), _share(run)
         assumed.append(f"matrix peak measured on this {here} just now, in {trainer.precision}")
-    assumed.append(f"training reaches {SHARE:.0%} of the peak")
+    if share is None:
+        assumed.append(f"training reaches {SHARE:.0%} of the peak, a guess (11 to 54 % were measured on CPUs)")
+    else:
+        assumed.append(f"training reaches {share:.0%} of the peak, as the generator of this run does by its log")
     tokens = objective.batch_size * float(np.mean(lengths)) * accumulation
     operations = sum(
         training_operations(size, vocabulary, [n]) * objective.batch_size / len(lengths) for n in lengths
@@ -105,7 +125,16 @@ def estimate(recipe: Mapping[str, Any], run: Run, *, gpus: int | None = None) ->
     if trainer.sharding == "full":
         memory |= {name: -(-bytes_ // devices) for name, bytes_ in memory.items() if name != "activations"}
         assumed.append(f"weights and what belongs to them shared out over {devices} processes")
-    return Estimate(model.size, parameters, memory, round(tokens), operations, devices, peak, trainer.steps, assumed)
+    return Estimate(
+        model.size, parameters, memory, room, round(tokens), operations, devices, peak, share or SHARE, trainer.steps,
+        assumed,
+    )  # fmt: skip
+
+
+def _share(run: Run) -> float | None:
+    """What of the matrix peak the run's generator has reached so far, by its log."""
+    found = [line["matrix_share"] for line in read_lines(run.folder / "generator") if "matrix_share" in line]
+    return float(np.median(found)) if found else None
 
 
 def _memory(
@@ -124,12 +153,16 @@ def _memory(
     }  # fmt: skip
 
 
-def _pictures(run: Run, assumed: list[str]) -> tuple[int, int]:
-    """Tokens of a picture, and codes, of the run's image tokenizer; the paper's, if it is not there yet."""
+def _pictures(run: Run, positions: int, assumed: list[str]) -> tuple[int, int]:
+    """Tokens of a picture, and codes, of the run's image tokenizer; if it is not there yet, what the recipe has room for, and
+    the paper's codes. positions: of a document, from the picture on."""
     path = run.folder / "image-tokenizer" / "model" / "config.json"
     if not path.is_file():
-        assumed.append("pictures of 1024 tokens out of 8192, as in the paper, until the image tokenizer is trained")
-        return 1024, 8192
+        tokens = math.isqrt(max(1, positions - 2)) ** 2  # two tokens stand behind a picture
+        assumed.append(
+            f"pictures of {tokens} tokens, as [model] document_stride has room for, out of 8192, as in the paper"
+        )
+        return tokens, 8192
     config = json.loads(path.read_text())
     side = config["sample_size"] // 2 ** (len(config["block_out_channels"]) - 1)
     return side * side, int(config["num_vq_embeddings"])

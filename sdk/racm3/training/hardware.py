@@ -20,6 +20,14 @@ def device_for(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
+def memory_of(device: str) -> int:
+    """Bytes of memory that this device ("cpu" or "cuda") has in all."""
+    import psutil  # which accelerate brings along
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory if device == "cuda" else psutil.virtual_memory().total)
+
+
 @cache
 def matrix_peak(device: str, precision: str, seconds: float = 0.2) -> float:
     """The fastest that this device multiplied large matrices just now, in floating-point operations a second.
