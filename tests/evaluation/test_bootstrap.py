@@ -41,6 +41,14 @@ def test_an_interval_holds_its_value_even_where_repeats_shift_the_draws() -> Non
     assert figure.low < figure.value == 10.0 < figure.high
 
 
+def test_the_interval_of_what_is_never_negative_is_not_either() -> None:
+    values = np.random.default_rng(0).exponential(size=6)
+    spread = set_figure(lambda weights: float(values @ weights / weights.sum()) - 0.95 * values.mean(), list("abcdef"))
+    assert spread.low == 0 < spread.value < spread.high
+    below = set_figure(lambda weights: float(values @ weights / weights.sum()) - 2.0, list("abcdef"))
+    assert below.low < below.value < 0
+
+
 def test_two_things_have_an_interval_although_a_draw_may_hold_one_of_them_twice() -> None:
     made, real = np.eye(4)[:2], np.eye(4)[2:]
     figure = set_figure(Cmmd(made, real), ["a", "b"])

@@ -163,7 +163,7 @@ def test_an_index_that_cannot_be_written_leaves_the_one_there_is(tmp_path, monke
         assert_finds(memory, dict(zip([d.id for d in DOCUMENTS], VECTORS, strict=True)), "exact")
 
 
-def test_an_index_that_is_lost_is_built_again_of_the_same_kind(tmp_path):
+def test_an_index_that_is_lost_is_built_again_of_the_same_kind(tmp_path, caplog):
     with FaissMemory(tmp_path) as memory:
         memory.bind(ENCODER)
         memory.add(DOCUMENTS, VECTORS)
@@ -173,6 +173,7 @@ def test_an_index_that_is_lost_is_built_again_of_the_same_kind(tmp_path):
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, dict(zip([d.id for d in DOCUMENTS], VECTORS, strict=True)), "ivf")
         assert memory._index.kind == "ivf"
+    assert f"The memory at {tmp_path} makes its index ivf anew, of 1,500 documents." in caplog.messages
 
 
 def test_an_index_becomes_what_it_is_called_when_there_are_documents_enough(tmp_path):

@@ -66,7 +66,10 @@ def set_figure(
         if (times > 0).sum() > 1:
             drawn.append(statistic(times[index].astype(np.float64)))
     low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2]) - np.mean(drawn)
-    return Figure(float(value), float(value + min(low, 0.0)), float(value + max(high, 0.0)))
+    low, high = value + min(low, 0.0), value + max(high, 0.0)
+    if value >= 0:  # a distance is never below zero
+        low = max(low, 0.0)
+    return Figure(float(value), float(low), float(high))
 
 
 def _group_means(values: np.ndarray, groups: Sequence[str]) -> np.ndarray:

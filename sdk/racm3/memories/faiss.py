@@ -402,8 +402,11 @@ class FaissMemory(MemoryStore):
     def _named(self, index: VectorIndex) -> VectorIndex:
         """The index of the kind that the memory is to have, over the vectors of another one; an exact one where none of that
         kind can be made of these documents any more."""
+        name, documents = self._journal.index_name(), len(index.live)
+        if chosen(name, documents) != "exact":  # training it tells nothing of how far it is
+            logger.warning("%s makes its index %s anew, of %s documents.", self._journal.place, name, f"{documents:,}")
         try:
-            return made_of(index, self._journal.index_name(), self._teller(len(index.live)))
+            return made_of(index, name, self._teller(documents))
         except MemoryCorrupt:
             raise
         except MemoryStoreError as error:
