@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .crossing import calling, checked_scores
 from .document import Blank, Document, Image
 from .document_json import hit_to_json, skip_to_json
 from .errors import ConfigError
 from .interfaces import Generator, Hit, Request, Skip
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,16 @@ def label_probabilities(
         scores = generator.score(requests, targets)
     scores = checked_scores(generator, scores, count=len(targets))
     logs = np.array([score.log_probability for score in scores]).reshape(len(groups), len(labels))
-    likely = np.exp(logs - logs.max(axis=1, keepdims=True))
-    mean = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)
+    mean = mean_probabilities(logs)
     order = sorted(range(len(labels)), key=lambda i: -mean[i])
     return {labels[i]: float(mean[i]) for i in order}
+
+
+def mean_probabilities(logs: np.ndarray) -> np.ndarray:
+    """P(label) over the labels alone: the mean over groups of documents (paper section 4.3). logs: log-probabilities of the
+    labels' captions, [groups, labels]."""
+    import numpy as np
+
+    likely = np.exp(logs - logs.max(axis=1, keepdims=True))
+    mean: np.ndarray = (likely / likely.sum(axis=1, keepdims=True)).mean(axis=0)
+    return mean

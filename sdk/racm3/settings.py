@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 
 from .errors import ConfigError, nearest
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
+    from pydantic import BaseModel, ValidationError
 
 
 class Secret(str):
@@ -69,14 +69,30 @@ def validate(model: type[BaseModel], settings: Mapping[str, Any], owner: str) ->
     try:
         checked = model.model_validate(dict(settings))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        fault = first_fault(error)
     else:
         # Only what was given: the defaults stay the constructor's own business.
         return {key: getattr(checked, key) for key in settings}
     # Raised outside the handler: pydantic's error, as a context, would show every value, secrets too.
-    name, said = ".".join(str(step) for step in first["loc"]), first["msg"].removeprefix("Value error, ").rstrip(".")
-    if not name:  # of several settings together
-        raise ConfigError(f"{owner}: {said}.")
-    if first["type"] == "missing":
-        raise ConfigError(f"{owner} needs the setting {name!r}.", f"Give {name} = ...")
-    raise ConfigError(f"{owner}: {name} = {first['input']!r} is not valid: {said}.")
+    if not fault.name:
+        raise ConfigError(f"{owner}: {fault.said}.")
+    if fault.kind == "missing":
+        raise ConfigError(f"{owner} needs the setting {fault.name!r}.", f"Give {fault.name} = ...")
+    raise ConfigError(f"{owner}: {fault.name} = {fault.given!r} is not valid: {fault.said}.")
+
+
+class Fault(NamedTuple):
+    """What pydantic found wrong first. name: the setting, with those that it is inside of; empty: several of them together.
+    kind: pydantic's name for it."""
+
+    name: str
+    said: str
+    kind: str
+    given: Any
+
+
+def first_fault(error: ValidationError) -> Fault:
+    """The first of the errors, as it can be told."""
+    first = error.errors(include_url=False)[0]
+    name = ".".join(str(step) for step in first["loc"])
+    return Fault(name, first["msg"].removeprefix("Value error, ").rstrip("."), first["type"], first["input"])

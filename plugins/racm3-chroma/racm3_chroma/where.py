@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from racm3.interfaces import Where
-from racm3.memories.where import EMPTY, NONE, Stored, stored
+from racm3.memories.where import EMPTY, NONE, Value, stored
 
 Filter: TypeAlias = dict[str, Any]  # as Chroma takes it
 
@@ -112,7 +112,7 @@ def _operators(name: str, operators: Mapping[str, Any], *, negated: bool) -> Fil
     return _joined("$or" if negated else "$and", parts)
 
 
-def _any_value(name: str, values: Iterable[Stored], *, negated: bool) -> Filter:
+def _any_value(name: str, values: Iterable[Value], *, negated: bool) -> Filter:
     parts = []
     for value in dict.fromkeys(values):
         parts.append(_has(_token(name, *value), negated=negated))
@@ -121,7 +121,7 @@ def _any_value(name: str, values: Iterable[Stored], *, negated: bool) -> Filter:
     return _joined("$and" if negated else "$or", parts)
 
 
-def _range(name: str, operator: str, value: Stored, *, negated: bool) -> Filter:
+def _range(name: str, operator: str, value: Value, *, negated: bool) -> Filter:
     kind, bound = value
     if kind != "number":
         raise Unsayable("Chroma does not order strings.")
@@ -158,7 +158,7 @@ def _ordered(number: float) -> int:
     return bits if bits >= 0 else bits ^ (2**63 - 1)
 
 
-def _elements(metadata: Mapping[str, Any]) -> Iterable[tuple[str, list[Stored]]]:
+def _elements(metadata: Mapping[str, Any]) -> Iterable[tuple[str, list[Value]]]:
     """Each field, and the values in it, as `racm3.memories.where` compares them."""
     for name, value in metadata.items():
         if isinstance(value, (list, tuple)):
@@ -167,7 +167,7 @@ def _elements(metadata: Mapping[str, Any]) -> Iterable[tuple[str, list[Stored]]]
             yield name, [stored(value)]
 
 
-def _numbers(values: Iterable[Stored]) -> dict[str, list[int]]:
+def _numbers(values: Iterable[Value]) -> dict[str, list[int]]:
     """The numbers among some values, as integers that keep their order: whole ones, and others."""
     found: dict[str, list[int]] = {}
     for kind, plain in values:

@@ -23,13 +23,13 @@ import numpy as np
 import resvg_py
 from PIL import Image
 
+from racm3.interfaces import Progress
 from racm3_emoji import sources
 
 SIZE = 64  # pixels, both ways
 VERSION = 3  # raise it whenever the same sources would give another world
 
 Split = Literal["train", "validation", "test"]
-Progress = Callable[[int, int, str], None]  # done, total, what
 
 
 @dataclass(frozen=True)

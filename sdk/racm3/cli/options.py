@@ -14,6 +14,7 @@ import typer
 from ..errors import ConfigError, FilterError
 from ..options import Options
 from ..registry import registry
+from ..settings import first_fault
 
 if TYPE_CHECKING:
     from ..config import PipelineConfig
@@ -46,7 +47,7 @@ def _fits(option: str) -> Callable[[Any], Any]:
         try:
             Options(**given(**{option: value}))
         except ValidationError as error:
-            raise typer.BadParameter(error.errors()[0]["msg"]) from error
+            raise typer.BadParameter(first_fault(error).said) from error
         return value
 
     return check

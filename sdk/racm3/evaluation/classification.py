@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..classification import mean_probabilities
 from ..document import Blank, Document
 from ..errors import ConfigError
 from ..interfaces import Generator, Hit, MemoryStore, Request, Where
@@ -70,8 +71,7 @@ def accuracy(generator: Generator, asked: Sequence[Episode], *, seed: int = 0) -
     right = []
     for episode in asked:
         passes = np.array([[next(scores).log_probability for _ in episode.labels] for _ in episode.examples[0]])
-        likelihood = np.exp(passes - passes.max(1, keepdims=True))
-        right.append((likelihood / likelihood.sum(1, keepdims=True)).mean(0).argmax() == 0)
+        right.append(mean_probabilities(passes).argmax() == 0)
     return np.array(right, np.float64)
 
 

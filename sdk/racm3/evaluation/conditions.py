@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..document import Image
+from ..document import Image, Modality
 from ..interfaces import Generator, Request
-from .grounding import Blanked, Context, Grounding
+from .grounding import Context, Grounding
 
 # Names as they stand in evaluation.json, and as a reader sees them.
 CONDITIONS = {
@@ -17,7 +17,7 @@ CONDITIONS = {
     "vanilla": "vanilla CM3",
     "top_document": "retrieval baseline (the top document)",
 }
-BLANKS: tuple[Blanked, ...] = ("image", "text")
+BLANKS: tuple[Modality, ...] = ("image", "text")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Condition:
 
     name: str
     generator: Generator
-    requests: dict[Blanked, list[Request]]
+    requests: dict[Modality, list[Request]]
 
 
 def conditions(grounding: Grounding, vanilla: Generator | None) -> list[Condition]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..answering import all_options
-from ..document import Image
+from ..document import Image, Modality
 from ..errors import ConfigError, GenerationError, ModalityError
 from ..interfaces import Generator, Hit, Progress, Request, Retriever
 from ..options import Options
@@ -28,7 +28,7 @@ from .classification import Episode, accuracy, episodes
 from .conditions import Condition, conditions, top_pictures, top_texts
 from .drawings import DrawingMetrics
 from .fid import inception_weights, require_torchmetrics
-from .grounding import Blanked, Grounding, prompt
+from .grounding import Grounding, prompt
 from .pairs import Pair
 from .perplexity import perplexity_figure
 
@@ -188,7 +188,7 @@ def _notes(own: bool, weights: Path | None, entities: Sequence[str]) -> list[str
 
 
 def _answers(
-    condition: Condition, blank: Blanked, options: Options, tick: Callable[[int, str], None], cut: Counter[str]
+    condition: Condition, blank: Modality, options: Options, tick: Callable[[int, str], None], cut: Counter[str]
 ) -> list[Any]:
     """A picture, or a text, for each request. cut: of each condition, answers that rest on fewer documents than were given."""
     made: list[Any] = []
@@ -203,7 +203,7 @@ def _answers(
 
 def _perplexity(
     condition: Condition,
-    blank: Blanked,
+    blank: Modality,
     pairs: Sequence[Pair],
     entities: Sequence[str],
     tick: Callable[[int, str], None],

@@ -8,14 +8,13 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from ..document import Blank, Document
+from ..document import Blank, Document, Modality
 from ..interfaces import Hit, Query, Request
 from ..pipeline import Pipeline
 from ..retrieval import MIN_POOL, MOST_POOL, POOL_PER_DOCUMENT, encode_queries, without_blanks
 from .pairs import Pair
 
 Context: TypeAlias = Literal["retrieved", "random", "none"]
-Blanked: TypeAlias = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Grounding:
     k: int
     seed: int = 0
 
-    def requests(self, blank: Blanked, context: Context) -> list[Request]:
+    def requests(self, blank: Modality, context: Context) -> list[Request]:
         """A request for each pair: its caption with a blank for the picture, or the other way round."""
         prompts = [prompt(pair, blank) for pair in self.pairs]
         if context == "none" or self.k == 0:
@@ -62,7 +61,7 @@ class Grounding:
         return chosen
 
 
-def prompt(pair: Pair, blank: Blanked) -> Document:
+def prompt(pair: Pair, blank: Modality) -> Document:
     """A pair with its picture, or its caption, left blank."""
     if blank == "image":
         return Document([pair.caption, Blank("image")], id=pair.document.id)

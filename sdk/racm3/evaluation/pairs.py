@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..coco import coco_pictures, read_coco
-from ..collection import OnSkip, read_folder
+from ..collection import OnSkip, image_in_folder, read_folder
 from ..document import Document, Image
 from ..errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error
 from ..interfaces import Progress
@@ -132,10 +132,7 @@ def _coco(
     root = coco_pictures(listing, images, [name for name, _ in named], "Say where they are: --images FOLDER.")
     for done, (name, texts) in enumerate(named, start=1):
         try:
-            path = (root / name).resolve()
-            if not path.is_relative_to(root.resolve()):
-                raise InvalidDocument(f"{name!r} leads out of the folder of pictures.")
-            image = Image(path)
+            image, _ = image_in_folder(root, name)
             _ = image.picture  # decoded now: a broken one is passed over here
             yield Document([*texts, image], id=name)
         except (RACM3Error, OSError) as error:

@@ -12,7 +12,7 @@ from ..document import Document, Image, Text
 from ..errors import InvalidImage, MemoryCorrupt
 from ..image import MAX_BYTES
 from .checksum import checksum
-from .where import encoded
+from .text_bytes import encoded
 
 TEXT, IMAGE, FILE = range(3)  # of contents: what `is_image` says
 KINDS = {TEXT: b"text", IMAGE: b"image", FILE: b"file"}  # as their checksum covers them

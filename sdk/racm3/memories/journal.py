@@ -20,7 +20,8 @@ from .checksum import checksum, matches
 from .contents import FILE, IMAGE, KINDS, TEXT, Content, contents_of, in_file, is_there, shown_by
 from .database import BATCH, Database
 from .rows import Row, Stored
-from .where import EMPTY, Having, decoded, encoded, stored
+from .text_bytes import decoded, encoded
+from .where import EMPTY, Having, stored
 
 if TYPE_CHECKING:
     import sqlite3

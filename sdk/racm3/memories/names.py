@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .where import decoded
+from .text_bytes import decoded
 
 LONGEST = 122  # bytes of an id that has a slot
 ROUND = 8  # of bytes that the width of slots is a multiple of, so that vectors between them lie where numbers may

@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 from ..interfaces import Where
-from .where import Stored, parse, stored
+from .where import Value, parse, stored
 
 Predicate: TypeAlias = Callable[[Mapping[str, Any]], bool]
-Test: TypeAlias = Callable[[list[Stored]], bool]  # of the elements of one field
+Test: TypeAlias = Callable[[list[Value]], bool]  # of the elements of one field
 
 _RANGES = {"$gt": operator.gt, "$gte": operator.ge, "$lt": operator.lt, "$lte": operator.le}
 
@@ -47,7 +47,7 @@ def _entry(name: str, asked: Any) -> Predicate:
     return lambda metadata: test(_elements(metadata.get(name)))  # a missing field equals None
 
 
-def _elements(value: Any) -> list[Stored]:
+def _elements(value: Any) -> list[Value]:
     return [stored(element) for element in (value if isinstance(value, (list, tuple)) else [value])]
 
 

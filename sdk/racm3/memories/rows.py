@@ -10,7 +10,7 @@ from ..document import Document, Image, Text
 from ..errors import InvalidDocument
 from .checksum import corrupt, matches
 from .contents import IMAGE, KINDS, TEXT, in_file
-from .where import decoded
+from .text_bytes import decoded
 
 if TYPE_CHECKING:
     import numpy as np

@@ -24,14 +24,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ..errors import FilterError, nearest
+from .text_bytes import encoded
 
 if TYPE_CHECKING:
     import numpy as np
 
-Stored: TypeAlias = tuple[str, Any]  # (kind, value), as a value stands in the table `fields`
+Value: TypeAlias = tuple[str, Any]  # (kind, value), as a value stands in the table `fields`
 
-NONE: Stored = ("none", 0)
-EMPTY: Stored = ("empty", 0)  # says that the field is there although its list has no element
+NONE: Value = ("none", 0)
+EMPTY: Value = ("empty", 0)  # says that the field is there although its list has no element
 
 _RANGES = {"$gt": ">", "$gte": ">=", "$lt": "<", "$lte": "<="}
 _FIELD_OPERATORS = ("$eq", "$ne", "$in", "$nin", *_RANGES, "$not")
@@ -80,21 +81,7 @@ def evaluate(condition: Condition, having: Callable[[Having], np.ndarray], docum
     return found
 
 
-def encoded(text: str) -> bytes:
-    """A str as SQLite keeps it here: bytes, since file names may hold lone surrogates, which SQLite's TEXT cannot.
-    Bytes sort by code point, as Python's str does."""
-    return text.encode("utf-8", "surrogatepass")
-
-
-def decoded(data: bytes) -> str:
-    """What `encoded` was given. What damage has made unreadable is shown as it is, for the message that names it."""
-    try:
-        return data.decode("utf-8", "surrogatepass")
-    except (AttributeError, UnicodeDecodeError):
-        return repr(data)
-
-
-def stored(value: object) -> Stored:
+def stored(value: object) -> Value:
     """A scalar of metadata as (kind, value). Kinds keep SQLite from comparing what differs in type."""
     if value is None:
         return NONE

@@ -68,8 +68,8 @@ def prepare_documents(
 ) -> PreparedDocuments:
     """Tokens of all documents, their pictures in so many variants. held_out: rows that are not to be trained on.
 
-    longest: text tokens at most; longer texts are cut. path: a .npy file for the image tokens, which stays on disk and is taken up again (see `prepared_array`, made_from
-    too); without one they are in memory.
+    longest: text tokens at most; longer texts are cut. path: a .npy file for the image tokens, which stays on disk and is
+    taken up again where it was left; made_from: see `prepared_array`. Without a path they are in memory.
     """
     dtype = np.uint16 if image_tokenizer.codes <= 2**16 else np.int32
 

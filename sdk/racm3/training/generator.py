@@ -274,7 +274,7 @@ class GeneratorStage(Stage):
         """Nats per image token of held-out pictures, given their captions, for each K of training.
 
         The documents are those that the caption found, as in drawing from a text: a query that saw the picture would
-        give it away.
+        give it away. Where [neighbours] forms has no "text", they are those that the picture found all the same.
         """
         figures: dict[str, float] = {}
         for k in self.objective.k if len(self.data.held_out) else ():

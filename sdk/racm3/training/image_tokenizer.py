@@ -18,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import CheckpointError, ConfigError
 from ..generators.cm3.image_tokenizer import ImageTokenizer, to_model_range
+from ..interfaces import Progress
 from .data import VARIANTS, TrainingSet, generator_at, variant
 from .perceptual import PerceptualDistance
 from .recipe import read_table
-from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
+from .trainer import Stage, TrainerSettings, WeightFormat, train
 
 PAINTING = ("decoder.", "post_quant_conv.")  # how the names of the parameters begin that make pictures of codes
 

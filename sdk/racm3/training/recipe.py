@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from ..errors import ConfigError, nearest
+from ..settings import first_fault
 
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -36,12 +37,10 @@ def read_table(model: type[Settings], recipe: Mapping[str, Any], table: str) -> 
     try:
         return model.model_validate(recipe.get(table, {}))
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(place) for place in first["loc"])
-        if first["type"] == "extra_forbidden":
+        key, said, kind, _ = first_fault(error)
+        if kind == "extra_forbidden":
             known = f"Keys: {', '.join(model.model_fields)}."
             raise ConfigError(
                 f"[{table}] of the recipe has no key {key!r}. {known}", nearest(key, model.model_fields)
             ) from error
-        said = first["msg"].removeprefix("Value error, ")
         raise ConfigError(f"In [{table}] of the recipe, {f'{key}: ' if key else ''}{said}.") from error

@@ -22,13 +22,14 @@ from open_clip.model import CLIP
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..errors import ConfigError
+from ..interfaces import Progress
 from .clip_checkpoint import clip_tokenizer, save_clip_checkpoint, with_vocabulary
 from .data import PixelRows, TrainingSet, generator_at
 from .processes import main_process_first
 from .recipe import read_table
 from .retriever_batches import PairSampler, TextViews, augment, draw_batch
 from .text_tokenizer import train_text_tokenizer
-from .trainer import Progress, Stage, TrainerSettings, WeightFormat, train
+from .trainer import Stage, TrainerSettings, WeightFormat, train
 
 LARGEST_MEMORY = 20_000  # training documents among which held-out ones are looked for, for the figures
 

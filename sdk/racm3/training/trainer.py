@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..durable import replaced_folder
 from ..errors import ConfigError
+from ..interfaces import Progress
 from .account import Account, take_back, write_line
 from .best import BestWeights, check_figure
 from .processes import on_cpu
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("racm3.training")
-
-Progress = Callable[[int, int, str], None]
 
 
 Share: TypeAlias = Annotated[float, Field(ge=0, lt=1)]

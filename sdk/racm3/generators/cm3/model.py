@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -206,7 +206,17 @@ def _hashes(folder: Path) -> dict[str, str]:
         "tokenizer.json": [folder / "tokenizer.json"],
         "image_tokenizer": [inside / "config.json", *sorted(inside.glob("*.safetensors"))],
     }
-    return {part: hashlib.sha256(b"".join(p.read_bytes() for p in paths)).hexdigest() for part, paths in files.items()}
+    return {part: _sha256(paths).hexdigest() for part, paths in files.items()}
+
+
+def _sha256(paths: Sequence[Path]) -> hashlib._Hash:
+    """Of files one after another, as if they were one."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    return digest
 
 
 def _is_empty(folder: Path) -> bool:
@@ -218,7 +228,7 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".safetensors")):
         digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(hashlib.sha256(path.read_bytes()).digest())
+        digest.update(_sha256([path]).digest())
     return digest.hexdigest()
 
 
