@@ -101,6 +101,12 @@ def test_blanks_are_not_content():
     assert sampled(DiverseSampler(), hits, asked=query(0, ["asked", blank])) == (["a", "b"], [])
 
 
+def test_an_empty_caption_is_no_content():
+    pictures = [Image(np.full((2, 2, 3), value, np.uint8)) for value in (0, 1)]
+    hits = [hit("a", 40, ["", pictures[0]]), hit("b", -40, ["", pictures[1]])]
+    assert sampled(DiverseSampler(), hits, asked=query(0, ["", Blank("image")])) == (["a", "b"], [])
+
+
 def test_documents_given_by_hand_are_compared_by_content_alone():
     hits = [hit("a"), hit("b"), hit("c", None, "text of a"), hit("d", None, "what is asked")]
     expected = (

@@ -6,12 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from racm3.document import Blank
 from racm3.errors import ConfigError
 from racm3.interfaces import Hit, Query, Selection, Skip
+from racm3.samplers.diverse import NOTHING
 from racm3.samplers.topk import check_k
-
-BLANKS = frozenset(Blank(modality).content_hash for modality in ("text", "image"))
 
 
 class Candidates:
@@ -28,7 +26,7 @@ class Candidates:
         self.hits, self.k = hits, k
         self.vectors = _vectors(hits)
         self.relevance = np.array([_relevance(query, hit) for hit in hits])
-        asked = {part.content_hash for part in query.document.parts} - BLANKS
+        asked = {part.content_hash for part in query.document.parts} - NOTHING
         self.open = np.array([not hit.hashes & asked for hit in hits], dtype=bool)
         self.chosen: list[int] = []
         self._skips = {row: Skip(hits[row], "same content as the query") for row in np.flatnonzero(~self.open).tolist()}
@@ -47,7 +45,7 @@ class Candidates:
         """Choose a candidate, and close those that show the same."""
         self.chosen.append(row)
         self.open[row] = False
-        taken = self.hits[row].hashes - BLANKS
+        taken = self.hits[row].hashes - NOTHING
         for other in np.flatnonzero(self.open).tolist():
             if self.hits[other].hashes & taken:
                 self.open[other] = False

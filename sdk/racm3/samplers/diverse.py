@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ..document import Blank
+from ..document import Blank, Text
 from ..errors import ConfigError
 from ..interfaces import Hit, Query, Sampler, Selection, Skip
 from .topk import check_k
@@ -17,7 +17,8 @@ from .topk import check_k
 if TYPE_CHECKING:
     import numpy as np
 
-BLANKS = frozenset(Blank(modality).content_hash for modality in ("text", "image"))
+# What shows nothing: two documents of which each has a blank, or an empty caption, repeat nothing.
+NOTHING = frozenset(part.content_hash for part in (Blank("text"), Blank("image"), Text("")))
 
 
 class DiverseSampler(Sampler):
@@ -33,7 +34,7 @@ class DiverseSampler(Sampler):
     def sample(self, query: Query, hits: Sequence[Hit], *, k: int, rng: np.random.Generator) -> Selection:
         """Raises `ConfigError` for a negative k. `rng` is not used. Candidates after the k-th chosen are not looked at."""
         check_k(k)
-        asked = {part.content_hash for part in query.document.parts} - BLANKS
+        asked = {part.content_hash for part in query.document.parts} - NOTHING
         chosen: list[Hit] = []
         skipped: list[Skip] = []
         for hit in hits:
@@ -55,7 +56,7 @@ class DiverseSampler(Sampler):
 
     def _against_chosen(self, hit: Hit, chosen: list[Hit]) -> Skip | None:
         for other in chosen:
-            if hit.hashes & other.hashes - BLANKS:
+            if hit.hashes & other.hashes - NOTHING:
                 return Skip(hit, "same content as a chosen document", because_of=other.id)
             if self._are_too_close(hit.vector, other.vector):
                 return Skip(hit, "too close to a chosen document", because_of=other.id)
