@@ -110,7 +110,8 @@ def test_fid_without_inception_is_the_frechet_distance_of_the_encoder(evaluation
 def test_classification_sees_examples_of_both_classes(evaluation: Evaluation) -> None:
     asked = evaluation.figures["classification"]
     assert (asked["shots"], asked["ways"], asked["episodes"]) == (1, 2, len(THINGS))
-    assert set(asked["figures"]) == {"ra_cm3", "vanilla"}
+    assert set(asked["figures"]) == {"ra_cm3", "vanilla", "no_documents", "random_documents", "top_document"}
+    assert asked["figures"]["top_document"]["accuracy"]["value"] == 1.0  # other drawings of a thing look alike
 
 
 class Recognising(PaintingGenerator):
@@ -133,7 +134,11 @@ class Recognising(PaintingGenerator):
 def test_a_model_that_compares_pictures_classifies_all_of_them(pipeline: Pipeline, pairs: list[Pair]) -> None:
     pipeline.generator = Recognising()
     figures = evaluate(pipeline, pairs, label="name", shots=2).figures["classification"]
-    assert figures["shots"] == 2 and figures["figures"]["ra_cm3"]["accuracy"]["value"] == 1.0
+    right = {name: row["accuracy"]["value"] for name, row in figures["figures"].items()}
+    assert figures["shots"] == 2 and right["ra_cm3"] == 1.0
+    assert right["no_documents"] == 0.5 and right["top_document"] == 1.0  # without an example all labels are alike to it
+    among = evaluate(pipeline, pairs, label="name", ways=4).figures["classification"]
+    assert among["ways"] == 4 and among["figures"]["ra_cm3"]["accuracy"]["value"] == 1.0
     with pytest.raises(ConfigError, match="no 9 examples"):
         evaluate(pipeline, pairs, label="name", shots=9)
 
@@ -164,7 +169,7 @@ def test_the_report_has_the_figures_the_samples_and_what_was_published(evaluatio
     assert json.loads(figures.read_text()) == {**evaluation.figures, "published_not_run": PUBLISHED}
     shown = text.read_text(encoding="utf-8")
     assert shown == markdown(evaluation.figures)
-    assert "| RA-CM3 | 1.000 (1.000 to 1.000) |" in shown
+    assert "| RA-CM3 | 0.500 (0.500 to 0.500) |" in shown  # it finds all labels equally likely
     assert "Published, not run here" in shown and "RA-CM3 2.7B 15.7" in shown
     html = page.read_text(encoding="utf-8")
     assert html.count("data:image/png;base64,") >= len(THINGS) * 5

@@ -43,6 +43,7 @@ def evaluate(
         str | None, typer.Option("--label", help="Metadata key of class names, for k-shot classification.")
     ] = None,
     shots: Annotated[int, typer.Option("--shots", min=1, help="Examples of each class.")] = 1,
+    ways: Annotated[int, typer.Option("--ways", min=2, help="Classes to choose from.")] = 2,
     k: DocumentsOption = 2,
     limit: Annotated[
         int | None, typer.Option("--limit", min=2, help="Only so many pairs, drawn once and for all.")
@@ -84,7 +85,7 @@ def evaluate(
 
                 model = Cm3Generator(checkpoint=vanilla)
             evaluation = run(
-                pipeline, pairs, vanilla=model, encoder=_judge(encoder), k=k, seeds=seeds, label=label, shots=shots,
+                pipeline, pairs, vanilla=model, encoder=_judge(encoder), k=k, seeds=seeds, label=label, shots=shots, ways=ways,
                 options=given(temperature=temperature, top_p=top_p, context_guidance=context_guidance),
                 inception=inception, progress=progress,
             )  # fmt: skip

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from ..pipeline import Pipeline
 from .bootstrap import Figure, mean_figure
 from .caption_tokens import require_pycocoevalcap
 from .captions import caption_figures
-from .classification import Episode, accuracy, episodes
+from .classification import Episode, accuracy, episodes, nearest_label
 from .conditions import Condition, conditions, top_pictures, top_texts
 from .drawings import DrawingMetrics
 from .fid import inception_weights, require_torchmetrics
@@ -36,6 +36,8 @@ from .perplexity import perplexity_figure
 _CHUNK = 64
 _SAMPLES = 24
 _CAPTION_TOKENS = 48
+# What a condition is shown in k-shot classification, where that is not the examples.
+_SHOWN: Mapping[str, Literal["none", "random"]] = {"no_documents": "none", "random_documents": "random"}
 _ENOUGH = 8  # captions after each other that can be held: shorter ones are taken to be, too
 
 
@@ -68,6 +70,7 @@ def evaluate(
     options: Options | Mapping[str, Any] | None = None,
     label: str | None = None,
     shots: int = 1,
+    ways: int = 2,
     inception: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -77,7 +80,7 @@ def evaluate(
     encoder: in whose space drawings are judged; the pipeline's own retriever by default, which favours what it found,
     and the report says so. seeds: drawings per prompt, each of its own seed. options: of drawings, where they differ from
     the pipeline's; captions are greedy, with the same context guidance.
-    label: the metadata key of class names, for k-shot classification with `shots` examples of two classes each.
+    label: the metadata key of class names, for k-shot classification: `shots` examples of each of `ways` classes.
     inception: a file of Inception weights for FID. Raises `ConfigError` for fewer than two pairs, `GenerationError` and
     `ModalityError` for a pipeline that cannot draw and describe.
     """
@@ -95,7 +98,7 @@ def evaluate(
             f"{type(pipeline.generator).__name__} does not turn pictures into texts and texts into pictures."
         )
     pairs, too_long = _held([pipeline.generator, *([vanilla] if vanilla is not None else [])], pairs)
-    asked = [] if label is None else _episodes(pipeline, pairs, label, shots)
+    asked = [] if label is None else _episodes(pipeline, pairs, label, shots, ways)
     compared = conditions(Grounding(pipeline, pairs, k), vanilla)
     tick = _ticker(progress, len(compared) * len(pairs) * (seeds + 1 + 2))
     entities = [pair.entity for pair in pairs]
@@ -143,7 +146,12 @@ def evaluate(
         "text_to_image": _plain(pictures), "image_to_text": _plain(texts),
     }  # fmt: skip
     if asked:
-        figures["classification"] = {"label": label, "shots": shots, "ways": 2, **_classification(asked, compared)}
+        figures["classification"] = {
+            "label": label,
+            "shots": shots,
+            "ways": ways,
+            **_classification(asked, compared, pipeline.retriever),
+        }
     figures |= {"skipped": too_long, "notes": notes, "seconds": round(time.perf_counter() - began, 1)}
     return Evaluation(figures, samples)
 
@@ -217,8 +225,8 @@ def _perplexity(
     return perplexity_figure(scores, entities)
 
 
-def _episodes(pipeline: Pipeline, pairs: Sequence[Pair], label: str, shots: int) -> list[Episode]:
-    asked = episodes(pairs, pipeline.memory, label=label, shots=shots)
+def _episodes(pipeline: Pipeline, pairs: Sequence[Pair], label: str, shots: int, ways: int) -> list[Episode]:
+    asked = episodes(pairs, pipeline.memory, label=label, shots=shots, ways=ways)
     if not asked:
         raise ConfigError(
             f"The memory has no {shots} examples of any label {label!r} of the pairs.",
@@ -227,12 +235,14 @@ def _episodes(pipeline: Pipeline, pairs: Sequence[Pair], label: str, shots: int)
     return asked
 
 
-def _classification(asked: Sequence[Episode], compared: Sequence[Condition]) -> dict[str, Any]:
-    """Of each model, whatever documents its other prompts had: here all are given the same examples."""
-    models = {condition.name: condition.generator for condition in compared if condition.name in ("ra_cm3", "vanilla")}
-    entities = [episode.pair.entity for episode in asked]
-    right = {name: {"accuracy": mean_figure(accuracy(model, asked), entities)} for name, model in models.items()}
-    return {"episodes": len(asked), "figures": _plain(right)}
+def _classification(asked: Sequence[Episode], compared: Sequence[Condition], retriever: Retriever) -> dict[str, Any]:
+    """Here the vanilla model is given the same examples as ours: documents of a prompt are all that k-shot is."""
+    entities, right = [episode.pair.entity for episode in asked], dict[str, np.ndarray]()
+    for condition in compared:
+        right[condition.name] = accuracy(condition.generator, asked, _SHOWN.get(condition.name, "examples"))
+    right["top_document"] = nearest_label(retriever, asked)
+    figures = {name: {"accuracy": mean_figure(values, entities)} for name, values in right.items()}
+    return {"episodes": len(asked), "figures": _plain(figures)}
 
 
 def _plain(figures: dict[str, dict[str, Figure]]) -> dict[str, dict[str, dict[str, Any]]]:
