@@ -214,6 +214,17 @@ def test_index_can_leave_pictures_in_their_files(photos: Path, run):
     assert code == 1 and "kite.png is not there any more" in out.replace("\n", "")
 
 
+def test_a_picture_that_is_gone_does_not_hide_what_else_is_found(photos: Path, run):
+    run("index", photos, "--memory", "mem", "--preset", "toy", "--images-in-files")
+    (photos / "kite.png").unlink()
+    code, out, err = run("search", "a kite", "--memory", "mem", "--preset", "toy", "--json")
+    assert code == 0 and {hit["id"] for hit in json.loads(out)} == {"whale.png", "fox.png"}
+    assert "kite.png is left out" in err and "racm3 memory delete" in err.replace("\n", " ")
+    for name in ("whale", "fox"):
+        (photos / f"{name}.png").unlink()
+    assert run("search", "a kite", "--memory", "mem", "--preset", "toy")[0] == 1
+
+
 def test_indexing_again_finds_a_folder_that_was_moved(photos: Path, run):
     arguments = ("--memory", "mem", "--preset", "toy", "--images-in-files")
     assert run("index", photos, *arguments)[0] == 0

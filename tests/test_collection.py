@@ -177,3 +177,36 @@ def test_without_a_callback_a_bad_sample_is_logged(tmp_path: Path, caplog):
 def test_a_folder_that_is_not_there(tmp_path: Path):
     with pytest.raises(ConfigError, match="There is no folder"):
         read_folder(tmp_path / "nope")
+
+
+def test_cocos_captions_are_read_by_their_name_and_told_of_in_a_folder(tmp_path: Path, read, skipped):
+    for name in ("kite", "whale", "bare"):
+        paint(tmp_path / f"{name}.png")
+    images = [
+        {"id": number, "file_name": f"{name}.png"} for number, name in enumerate(("kite", "whale", "bare", "gone"))
+    ]
+    captions = [(0, "a kite"), (1, "a whale"), (0, "it flies"), (3, "nothing")]
+    listing = tmp_path / "captions.json"
+    annotations = [{"id": n, "image_id": image, "caption": text} for n, (image, text) in enumerate(captions)]
+    listing.write_text(json.dumps({"images": images, "annotations": annotations}))
+    bad: list[tuple[str, Exception]] = []
+    found = list(read_folder(listing, on_skip=lambda where, error: bad.append((where, error))))
+    assert [(one.id, one.texts) for one in found] == [("kite.png", ("a kite", "it flies")), ("whale.png", ("a whale",))]
+    assert [where for where, _ in bad] == ["gone.png"]
+    assert len(read()) == 3 and [name for name, _ in skipped] == ["captions.json"]
+    assert "COCO" in str(skipped[0][1])
+    (tmp_path / "kite.json").write_text("{}")  # as some programs leave beside every picture
+    skipped.clear()
+    read()
+    assert [name for name, _ in skipped] == ["captions.json"]
+
+
+def test_the_second_of_two_with_one_id_is_told(tmp_path: Path, read, skipped):
+    paint(tmp_path / "a.png")
+    lines(
+        tmp_path / "all.jsonl", {"text": "one", "id": "x"}, {"text": "two", "id": "x"}, {"image": "a.png"},
+        {"image": "a.png", "text": "again"}, {"text": "the same"}, {"text": "the same"},
+    )  # fmt: skip
+    assert [document.id for document in read()][:3] == ["x", "a.png", "a.png#2"]
+    assert [name for name, _ in skipped] == ["all.jsonl:2", "all.jsonl:6"]
+    assert "'x'" in str(skipped[0][1])

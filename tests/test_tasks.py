@@ -14,7 +14,15 @@ import pytest
 
 from racm3 import Blank, Document, Image, MaskedImage, MaskedText, Pipeline
 from racm3.document_json import document_from_json, document_to_json
-from racm3.errors import ConfigError, GenerationError, InvalidDocument, InvalidImage, ModalityError, PluginError
+from racm3.errors import (
+    ConfigError,
+    GenerationError,
+    InvalidDocument,
+    InvalidImage,
+    ModalityError,
+    PluginError,
+    RACM3Error,
+)
 from racm3.interfaces import Event
 from racm3.memories.faiss import FaissMemory
 from racm3.samplers.topk import TopKSampler
@@ -369,3 +377,28 @@ def test_an_answer_says_all_that_is_needed_to_get_it_again(pipeline: Pipeline):
     assert again.outputs == made.outputs
     shown = made._repr_html_()
     assert f"score {made.scores[0]:.3f}" in shown and "generate 0." in shown
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda pipeline: pipeline.imagine("x", context=5),
+        lambda pipeline: pipeline.imagine("x", context=[5]),
+        lambda pipeline: pipeline.generate(None),
+        lambda pipeline: pipeline.generate([5]),
+        lambda pipeline: pipeline.search(None),
+        lambda pipeline: pipeline.search(["a kite"]),
+        lambda pipeline: pipeline.add(None),
+        lambda pipeline: pipeline.add(flat(1)),
+        lambda pipeline: pipeline.classify(flat(1), None),
+        lambda pipeline: pipeline.classify(flat(1), ["a"], examples=5),
+        lambda pipeline: pipeline.edit(noise(1), "0099", "x"),
+        lambda pipeline: pipeline.edit(noise(1), (0.5, 0, 5, 5), "x"),
+        lambda pipeline: pipeline.edit(noise(1), (0, 0, float("inf"), 5), "x"),
+        lambda pipeline: pipeline.memory.get([5]),
+        lambda pipeline: pipeline.memory.delete(None),
+    ],
+)
+def test_what_cannot_be_asked_is_an_error_of_ours(pipeline: Pipeline, ask):
+    with pytest.raises(RACM3Error):
+        ask(pipeline)

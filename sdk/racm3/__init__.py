@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .collection import read_folder
     from .document import Blank, Document, Image, MaskedImage, MaskedText, Text
+    from .errors import RACM3Error
     from .generation import Generation
     from .hookspecs import Component, Preset, hookimpl
     from .interfaces import Generator, Hit, MemoryStore, Retriever, Sampler
@@ -38,6 +39,7 @@ _HOMES = {
     "Options": "options",
     "Pipeline": "pipeline",
     "Preset": "hookspecs",
+    "RACM3Error": "errors",
     "Retriever": "interfaces",
     "Sampler": "interfaces",
     "Text": "document",
@@ -47,7 +49,7 @@ _HOMES = {
 
 __all__ = [
     "Blank", "Component", "Document", "Generation", "Generator", "Hit", "Image", "MaskedImage",
-    "MaskedText", "MemoryStore", "Options", "Pipeline", "Preset", "Retriever", "Sampler", "Text", "hookimpl", "read_folder",
+    "MaskedText", "MemoryStore", "Options", "Pipeline", "Preset", "RACM3Error", "Retriever", "Sampler", "Text", "hookimpl", "read_folder",
 ]  # fmt: skip
 
 # Silent unless the application asks for more.
@@ -68,4 +70,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted([*__all__, "__version__"])

@@ -33,6 +33,10 @@ def add_documents(
         raise ConfigError(f"batch_size is at least 1, not {batch_size}.")
     if isinstance(documents, Document):
         documents = [documents]
+    if not isinstance(documents, Iterable):
+        raise InvalidDocument(
+            f"A memory holds documents, not {type(documents).__name__}.", "Document([...]), or read_folder(path)."
+        )
     total, done = len(documents) if isinstance(documents, Sized) else 0, 0
     ids: list[str] = []
     for batch in _batches(documents, batch_size):

@@ -154,6 +154,13 @@ class MaskedImage(Blank):
         return f"MaskedImage({self.image!r}, {int(self.mask.sum())} pixels)"
 
 
+def _whole(edge: object) -> int:
+    """A number of pixels; no letter, and nothing that would have to be cut."""
+    if isinstance(edge, str) or int(edge) != edge:  # type: ignore[call-overload]
+        raise ValueError(f"{edge!r} is no whole number")
+    return int(edge)  # type: ignore[call-overload,no-any-return]
+
+
 def _mask(size: tuple[int, int], region: Region) -> np.ndarray:
     """The region as a mask of its own, bool [h, w]."""
     import numpy as np
@@ -169,7 +176,7 @@ def _mask(size: tuple[int, int], region: Region) -> np.ndarray:
         mask = np.ascontiguousarray(region).view(np.uint8) != 0
     else:
         try:
-            left, top, right, bottom = (int(edge) for edge in region)
+            left, top, right, bottom = (_whole(edge) for edge in region)
         except (TypeError, ValueError, OverflowError) as error:
             raise InvalidImage(
                 f"{region!r} is no region.", "Give a box (left, top, right, bottom), or a boolean mask."

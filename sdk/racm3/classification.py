@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ class Classification:
 
 def checked_labels(labels: Sequence[str]) -> list[str]:
     """At least one label, each a text, none twice."""
-    found = [labels] if isinstance(labels, str) else list(labels)
+    found = [labels] if isinstance(labels, str) else list(labels) if isinstance(labels, Iterable) else []
     if not found or not all(isinstance(label, str) and label.strip() for label in found):
         raise ConfigError(f"Labels are texts, at least one, not {labels!r}.")
     if len(set(found)) != len(found):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .collection import OnSkip, check_characters
-from .errors import ConfigError, InvalidDocument
+from .collection import OnSkip, check_characters, image_in_folder
+from .document import Document
+from .errors import ConfigError, InvalidDocument, RACM3Error
+from .interfaces import Progress
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,35 @@ def read_coco(listing: Path, on_skip: OnSkip) -> list[CocoPicture]:
         except InvalidDocument as error:
             on_skip(f"images[{number}]", error)
     return found
+
+
+def coco_documents(
+    listing: Path,
+    *,
+    images: str | Path | None = None,
+    on_skip: OnSkip,
+    progress: Progress | None = None,
+    decode: bool = True,
+    choose: Callable[[int], Sequence[int]] | None = None,
+) -> Iterator[Document]:
+    """A document for each picture that has captions, with all of them. choose: which of so many; None: all."""
+    listed = [(picture.file, [text for _, text in picture.captions if text]) for picture in read_coco(listing, on_skip)]
+    named = [(name, texts) for name, texts in listed if texts]
+    if not named:
+        raise ConfigError(f"{listing} has captions of none of its {len(listed)} pictures.")
+    if choose is not None:
+        named = [named[i] for i in choose(len(named))]
+    root = coco_pictures(listing, images, [name for name, _ in named], "Say where they are: --images FOLDER.")
+    for done, (name, texts) in enumerate(named, start=1):
+        try:
+            image, path = image_in_folder(root, name)
+            if decode:
+                _ = image.picture  # a broken one is passed over here
+            yield Document([*texts, image], id=path, metadata={"path": path})
+        except (RACM3Error, OSError) as error:
+            on_skip(name, error)
+        if progress is not None:
+            progress(done, len(named), name)
 
 
 def coco_pictures(listing: Path, images: str | Path | None, names: Sequence[str], mend: str) -> Path:

@@ -1,4 +1,5 @@
-"""The user's own documents: a folder of pictures, with captions beside them or in one JSONL file, or webdataset shards.
+"""The user's own documents: a folder of pictures, with captions beside them or in one JSONL file; webdataset shards; COCO's
+captions JSON.
 
     kite.png  kite.txt                                   a picture and its caption
     captions.jsonl: {"image": "kite.png", "text": "a red kite", "metadata": {"year": 2021}}
@@ -50,10 +51,10 @@ def read_folder(
     without a caption is a picture alone. A folder with captions.jsonl, or with any one .jsonl file, is read by that file
     instead; its lines have the keys image and text (one of them may be missing), id and metadata. path may be such a
     .jsonl file itself; its pictures lie in its folder. A folder of .tar files, or a pattern of their names, is read by
-    `read_shards`.
+    `read_shards`; a .json file as COCO's captions, each picture with all of its own.
 
     The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
-    picture gets "#2", "#3" ... . on_skip: called with the path (or file:line) and the error of each bad sample.
+    picture gets "#2", "#3" ... . Of two with one id that was given, or one text, the second is a bad sample. on_skip: called with the path (or file:line) and the error of each bad sample.
     progress: called with the number read, the number in all, and the path. decode: False for who decodes them anyway; a
     broken picture raises `InvalidImage` then when it is looked at. Raises `ConfigError` if there is no folder.
 
@@ -68,11 +69,15 @@ def read_folder(
     on_skip = on_skip or _log
     if root.suffix.lower() == ".jsonl" and root.is_file():
         return _read(root.parent, _lines(root), _count(root), document_from_line, on_skip, progress, decode)
+    if root.suffix.lower() == ".json" and root.is_file():
+        from .coco import coco_documents
+
+        return coco_documents(root, on_skip=on_skip, progress=progress, decode=decode)
     if root.suffix.lower() == ".tar" and not root.is_dir():
         return read_shards(root, on_skip=on_skip, progress=progress, decode=decode)
     if not root.is_dir():
         what = f"{root} is a file, not a folder." if root.is_file() else f"There is no folder {root}."
-        raise ConfigError(what, "Give a folder of pictures, a .jsonl file, or .tar files.")
+        raise ConfigError(what, "Give a folder of pictures, a .jsonl file, COCO's .json, or .tar files.")
     if listing := _jsonl(root):
         return _read(root, _lines(listing), _count(listing), document_from_line, on_skip, progress, decode)
     names = _pictures(root)
@@ -103,9 +108,15 @@ def _read(
             on_skip(where, error)
         else:
             seen[document.id] += 1
-            if document.metadata.get("path") == document.id and seen[document.id] > 1:
-                document = document.replace(id=f"{document.id}#{seen[document.id]}")
-            yield document
+            again = seen[document.id] > 1
+            if again and document.metadata.get("path") == document.id:
+                document, again = document.replace(id=f"{document.id}#{seen[document.id]}"), False
+            if again:
+                on_skip(
+                    where, InvalidDocument(f"Another one before it has its id, {document.id!r}.", "Give each its own.")
+                )
+            else:
+                yield document
             del document  # whoever has it now may let its pictures go
         if progress is not None:
             progress(done, total, where)
@@ -157,7 +168,7 @@ def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, dec
 def _document_of_sample(sample: webdataset.Sample, id: str) -> Document:
     if sample.fault:
         raise InvalidDocument(sample.fault)
-    said = json.loads(sample.files.get("json", b"{}"), parse_constant=lambda name: None)  # NaN: what is missing
+    said = json.loads(sample.files.get("json", b"{}"))
     if not isinstance(said, dict):
         raise InvalidDocument(f"Its json is no object, but {said!r:.60}.")
     if isinstance(said.get("parts"), list):
@@ -177,8 +188,8 @@ def _document_of_sample(sample: webdataset.Sample, id: str) -> Document:
 
 
 def _is_metadata(name: str, value: Any) -> bool:
-    """What a document can hold; of the rest, such as boxes, nothing is said."""
-    if name in ASIDE or value is None:
+    """What a document can hold; of the rest, such as boxes and NaN, nothing is said."""
+    if name in ASIDE:
         return False
     try:
         check_characters([name, value])
@@ -208,10 +219,13 @@ def _pictures(root: Path) -> list[str]:
 
 
 def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
-    """What somebody may miss: captions without a picture, pictures of other formats, and shards; each with why."""
+    """What somebody may miss: captions without a picture or in a JSON, pictures of other formats, and shards; each with
+    why."""
     told = {str(Path(name).with_suffix("")) for name in pictures}
     named = (
-        file.relative_to(root) for file in root.rglob("*") if file.suffix.lower() in {".txt", ".tar", *OTHER_SUFFIXES}
+        file.relative_to(root)
+        for file in root.rglob("*")
+        if file.suffix.lower() in {".txt", ".tar", ".json", *OTHER_SUFFIXES}
     )
     files = sorted(file for file in named if not any(step.startswith(".") for step in file.parts))
     for file in files:
@@ -220,6 +234,10 @@ def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
             yield file.as_posix(), f"Pictures are read from {', '.join(sorted(SUFFIXES))}."
         elif file.suffix.lower() == ".tar":
             yield file.as_posix(), "Shards are read from a folder of their own, or each by its name."
+        elif (
+            file.suffix.lower() == ".json" and str(file.with_suffix("")) not in told
+        ):  # as some programs leave beside each
+            yield file.as_posix(), "It is not read here. COCO's captions JSON is read by its own name."
     for file in files:
         if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told:
             yield file.as_posix(), "It is a caption without a picture of the same name."

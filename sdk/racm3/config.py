@@ -48,8 +48,12 @@ class ComponentConfig:
     settings: Mapping[str, Any]
 
     def create(self) -> Any:
-        """Make the component."""
-        return registry().create(self.interface, self.name, self.settings)
+        """Make the component. Raises its errors; a `ConfigError` names the table that it is about."""
+        try:
+            return registry().create(self.interface, self.name, self.settings)
+        except ConfigError as error:
+            table = next(table for table, interface in INTERFACES.items() if interface is self.interface)
+            raise type(error)(f"[{table}]: {error.message}", error.hint) from None
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ class Options(BaseModel):
     top_p: float = Field(1.0, gt=0, le=1, description="smallest set of tokens with this probability; 1: all")
     top_k: int | None = Field(None, ge=1, description="only the k most likely tokens")
     max_text_tokens: int = Field(64, ge=1, le=2**16, description="length limit of each text blank")
-    min_text_tokens: int = Field(0, ge=0, description="a text does not end before")
+    min_text_tokens: int = Field(0, ge=0, description="a text does not end before, unless it is as long as it may be")
     no_repeat: int = Field(0, ge=0, description="no so many text tokens in a row twice; 0: allowed")
     repetition_penalty: float = Field(1.0, ge=1, description="divides the probability of text tokens drawn before")
     guidance: float = Field(1.0, ge=0, le=100, description="classifier-free guidance scale; 1: none")

@@ -18,7 +18,7 @@ from .adding import add_documents
 from .answering import Asked, all_options, answers, check_defaults, fingerprints, given_options
 from .classification import Classification, checked_labels, label_probabilities
 from .crossing import calling, checked_encoder, checked_generator, next_event
-from .document import Blank, Document, Image, Text
+from .document import Blank, Document
 from .errors import ConfigError, GenerationError, ModalityError
 from .generation import Generation
 from .interfaces import (
@@ -39,7 +39,7 @@ from .ranking import Rerank, check_rerank
 from .registry import registry
 from .retrieval import Clock, check_filter, encode_queries, nearest_hits, retrieve, without_blanks
 from .streaming import in_thread
-from .tasks import Asking, Context, Example, Picture, Tasks, as_example, as_image
+from .tasks import Asking, Context, Example, Picture, Tasks, as_context, as_document, as_examples, as_image
 
 if TYPE_CHECKING:
     from .config import PipelineConfig
@@ -155,7 +155,7 @@ class Pipeline(Tasks):
         `document` is read when it is first looked at, from the memory, which has to be open then."""
         _check_count("k", k, least=0)
         check_filter(where)
-        shown = without_blanks(_as_document(query))
+        shown = without_blanks(as_document(query))
         if shown is None:
             raise ModalityError("A search needs a text or a picture, and the query has neither.")
         if k == 0:
@@ -189,6 +189,10 @@ class Pipeline(Tasks):
         or a subclass) or as a mapping with some of its fields. rerank: put the best sample first, by the "retriever"
         (pictures), by "perplexity" (texts), or by a function of the prompt and its outputs.
         """
+        if not isinstance(prompts, Iterable | Document):
+            raise GenerationError(
+                f"A prompt is a Document, not {type(prompts).__name__}.", "imagine() takes a caption."
+            )
         asked = [prompts] if isinstance(prompts, Document) else list(prompts)
         ready = self._ask(asked, k=k, where=where, context=context, n=n, seed=seed, options=options, rerank=rerank)
         generator = self._generator_for(asked)
@@ -295,7 +299,7 @@ class Pipeline(Tasks):
         """
         chosen = checked_labels(labels)
         _check_count("group_size", group_size, least=1)
-        shown = [as_example(given) for given in examples]
+        shown = as_examples(examples)
         prompt = Document([Blank("text"), as_image(image)])
         ready = self._ask([prompt], k=k, where=where, context=shown or None, seed=seed)
         generator = self._generator_for([prompt])
@@ -345,9 +349,7 @@ class Pipeline(Tasks):
     ) -> Asked:  # fmt: skip
         """Prompts with what they are grounded on: documents given by hand, then retrieved ones."""
         settings = self._check(prompts, k=k, where=where, options=options, n=n, seed=seed, rerank=rerank)
-        if isinstance(context, (Hit, Document, Image, str)):
-            context = [context]
-        given = [item if isinstance(item, Hit) else Hit(_as_document(item)) for item in context or ()]
+        given = as_context(context)
         wanted = k if k is not None else DEFAULT_K if context is None else 0
         spent: dict[str, float] = {}
         known = {name for hit in given for name in (hit.id, hit.document.content_hash)}
@@ -387,12 +389,6 @@ class Pipeline(Tasks):
                     name, kinds = type(self.generator).__name__, ", ".join(sorted(can)) or "nothing"
                     raise ModalityError(f"{name} does not {verb} {' or '.join(missing)}. It can {verb}: {kinds}.")
         return self.generator
-
-
-def _as_document(given: str | Document | Picture) -> Document:
-    if isinstance(given, Document):
-        return given
-    return Document(given if isinstance(given, (str, Image, Text, Blank)) else Image(given))
 
 
 def _check_count(name: str, value: object, *, least: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from .classification import Classification
-from .document import Blank, Document, Image, MaskedImage, MaskedText
+from .document import Blank, Document, Image, MaskedImage, MaskedText, Text
 from .errors import InvalidDocument
 from .interfaces import Hit, Where
 from .options import Options
@@ -43,8 +43,14 @@ def as_image(picture: Picture | str) -> Image:
     return picture if isinstance(picture, Image) else Image(picture)
 
 
-def as_example(given: Example) -> Document:
-    """A labelled picture as a document, from a (picture, label) pair."""
+def as_examples(examples: Iterable[Example]) -> list[Document]:
+    """Labelled pictures as documents, from (picture, label) pairs."""
+    if not isinstance(examples, Iterable):
+        raise InvalidDocument(f"Examples are a list, not {type(examples).__name__}.", '[("kite.png", "kite"), ...]')
+    return [_as_example(given) for given in examples]
+
+
+def _as_example(given: Example) -> Document:
     if isinstance(given, Document):
         return given
     if not isinstance(given, (tuple, list)) or len(given) != 2:
@@ -52,6 +58,31 @@ def as_example(given: Example) -> Document:
             f"An example is a (picture, label) pair or a Document, not {type(given).__name__}.", '("kite.png", "kite")'
         )
     return Document([given[1], as_image(given[0])])
+
+
+def as_document(given: str | Document | Picture) -> Document:
+    """What is searched by, or given as context, as a document: a str is a text. Raises `InvalidDocument` for anything else."""
+    if isinstance(given, Document):
+        return given
+    if isinstance(given, (str, Text, Blank)):
+        return Document(given)
+    if given is None or isinstance(given, (bool, int, float, list, tuple, dict, set)):
+        raise InvalidDocument(
+            f"This is a {type(given).__name__}, where a text, a picture or a Document is needed.",
+            "A str is a text; a picture is a Path, an Image, a PIL image or an array; both: Document([text, picture]).",
+        )
+    return Document(as_image(given))
+
+
+def as_context(context: Context | None) -> list[Hit]:
+    """Documents that are given by hand."""
+    if isinstance(context, (Hit, Document, Image, str)):
+        context = [context]
+    if not isinstance(context, (Iterable, type(None))):
+        raise InvalidDocument(
+            f"A context is made of documents, texts and pictures, not of {type(context).__name__}.", "context=[...]"
+        )
+    return [item if isinstance(item, Hit) else Hit(as_document(item)) for item in context or ()]
 
 
 class Tasks(ABC):

@@ -136,7 +136,9 @@ def test_a_model_that_compares_pictures_classifies_all_of_them(pipeline: Pipelin
     figures = evaluate(pipeline, pairs, label="name", shots=2).figures["classification"]
     right = {name: row["accuracy"]["value"] for name, row in figures["figures"].items()}
     assert figures["shots"] == 2 and right["ra_cm3"] == 1.0
-    assert right["no_documents"] == 0.5 and right["top_document"] == 1.0  # without an example all labels are alike to it
+    assert (
+        right["no_documents"] == 0.5 and right["top_document"] == 1.0
+    )  # without an example all labels are alike to it
     among = evaluate(pipeline, pairs, label="name", ways=4).figures["classification"]
     assert among["ways"] == 4 and among["figures"]["ra_cm3"]["accuracy"]["value"] == 1.0
     with pytest.raises(ConfigError, match="no 9 examples"):

@@ -165,7 +165,8 @@ def test_a_memory_that_is_not_bound_finds_nothing(rng):
     [
         ({"k": -1}, "0 or more, not -1"),
         ({"k": 1, "exclude": []}, "0 exclusions for 1 queries"),
-        ({"k": 1, "exclude": ["d0"]}, "not a str"),
+        ({"k": 1, "exclude": ["d0"]}, "a collection of names for each query"),
+        ({"k": 1, "exclude": [None]}, "a collection of names for each query"),
     ],
 )
 def test_what_cannot_be_searched_is_an_error(memory, rng, asked, message):

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import MemoryCorrupt
+from ..interfaces import Hit
 from . import output
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, WhereOption, chosen_pipeline, given_text
 
@@ -38,13 +40,32 @@ def search(
             hits = pipeline.search(Document(parts), k=k, where=where)
         if not hits:
             output.note(f"Nothing was found: {why_nothing(pipeline.memory, where)}.")
+        found = _readable(hits)
         if as_json:
-            output.print_json([hit_to_json(hit) for hit in hits])
-            return
-        if not hits:
-            return
-        rows = [
-            [f"{hit.score:.3f}", hit.id, output.shortened(hit.document.text, 200), "yes" if hit.document.images else ""]
-            for hit in hits
-        ]
-        output.table(["score", "id", "text", "picture"], rows)
+            output.print_json([hit_to_json(hit) for hit in found])
+        elif found:
+            rows = [
+                [
+                    f"{hit.score:.3f}",
+                    hit.id,
+                    output.shortened(hit.document.text, 200),
+                    "yes" if hit.document.images else "",
+                ]
+                for hit in found
+            ]
+            output.table(["score", "id", "text", "picture"], rows)
+        if hits and not found:
+            raise typer.Exit(1)
+
+
+def _readable(hits: list[Hit]) -> list[Hit]:
+    """The hits whose documents can be read: one that is damaged, or whose picture is gone, does not hide the others."""
+    found = []
+    for hit in hits:
+        try:
+            _ = hit.document
+        except MemoryCorrupt as error:
+            output.note(f"{hit.id} is left out: {error.message} {error.hint}")
+        else:
+            found.append(hit)
+    return found

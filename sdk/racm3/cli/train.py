@@ -131,12 +131,16 @@ def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: b
     from ..training.dataset import skipped
     from ..training.runs import open_corpus, train_stage
 
+    if kind == "generator":  # what it needs is looked for before anything is read
+        run.model("image-tokenizer")
+        if not recipe.get("retriever") and max(recipe.get("objective", {}).get("k", [1])) > 0:
+            run.model("retriever")
     with output.watched(f"{name} in {run.folder}") as progress:
         corpus = open_corpus(run, kind, recipe, progress)
         bad = skipped(run.folder / "data")
         if bad:
             output.note(
-                f"{len(bad)} samples were passed over; they are listed in {run.folder / 'data' / 'skipped.jsonl'}:"
+                f"{output.count(len(bad), 'sample')} passed over, and listed in {run.folder / 'data' / 'skipped.jsonl'}:"
             )
             for sample in bad[:5]:
                 output.note(f"  {sample['where']}: {sample['error']}")

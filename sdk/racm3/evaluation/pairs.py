@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..coco import coco_pictures, read_coco
-from ..collection import OnSkip, image_in_folder, read_folder
+from ..coco import coco_documents
+from ..collection import OnSkip, read_folder
 from ..document import Document, Image
-from ..errors import ConfigError, InvalidDocument, InvalidImage, RACM3Error
+from ..errors import ConfigError, InvalidDocument, InvalidImage
 from ..interfaces import Progress
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,9 @@ def read_pairs(
     """
     source, skip = Path(path).expanduser(), on_skip or _log
     if source.suffix.lower() == ".json":
-        found: Iterable[Document] = _coco(source, images, limit, skip, progress)
+        found: Iterable[Document] = coco_documents(
+            source, images=images, on_skip=skip, progress=progress, choose=lambda count: _drawn(count, limit)
+        )
     elif images is not None:
         raise ConfigError("The folder of the pictures is for COCO captions JSON.", f"Leave it out for {source}.")
     else:
@@ -118,27 +120,6 @@ def _drawn(count: int, limit: int | None) -> list[int]:
     if limit is None or limit >= count:
         return list(range(count))
     return sorted(np.random.default_rng(0).choice(count, limit, replace=False).tolist())
-
-
-def _coco(
-    listing: Path, images: str | Path | None, limit: int | None, skip: OnSkip, progress: Progress | None
-) -> Iterator[Document]:
-    """A document for each picture with all its captions; with a limit only those pictures are read."""
-    listed = [(picture.file, [text for _, text in picture.captions if text]) for picture in read_coco(listing, skip)]
-    named = [(name, texts) for name, texts in listed if texts]
-    if not named:
-        raise ConfigError(f"{listing} has captions of none of its {len(listed)} pictures.")
-    named = [named[i] for i in _drawn(len(named), limit)]
-    root = coco_pictures(listing, images, [name for name, _ in named], "Say where they are: --images FOLDER.")
-    for done, (name, texts) in enumerate(named, start=1):
-        try:
-            image, _ = image_in_folder(root, name)
-            _ = image.picture  # decoded now: a broken one is passed over here
-            yield Document([*texts, image], id=name)
-        except (RACM3Error, OSError) as error:
-            skip(name, error)
-        if progress is not None:
-            progress(done, len(named), name)
 
 
 def _log(where: str, error: Exception) -> None:

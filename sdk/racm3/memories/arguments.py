@@ -50,8 +50,10 @@ def exclusions(exclude: Sequence[Collection[str]] | None, queries: int) -> list[
     """Ids and content hashes to leave out, for each query."""
     if exclude is None:
         return [set() for _ in range(queries)]
-    if isinstance(exclude, str) or any(isinstance(names, str) for names in exclude):
-        raise MemoryStoreError("exclude takes a collection of names for each query, not a str.", "Give [{'id'}].")
+    if isinstance(exclude, str) or not all(
+        isinstance(names, Collection) and not isinstance(names, str) for names in exclude
+    ):
+        raise MemoryStoreError("exclude takes a collection of names for each query.", "Give [{'id'}].")
     if len(exclude) != queries:
         raise MemoryStoreError(f"There are {len(exclude)} exclusions for {queries} queries.", "Give one for each.")
     return [set(names) for names in exclude]
@@ -61,4 +63,10 @@ def id_list(ids: Sequence[str]) -> list[str]:
     """Ids as a list; a single str is a mistake, not a sequence of letters."""
     if isinstance(ids, str):
         raise MemoryStoreError(f"Ids come as a list, not as the str {ids!r}.", f"Give [{ids!r}].")
-    return list(ids)
+    if not isinstance(ids, Iterable):
+        raise MemoryStoreError(f"Ids come as a list, not as {type(ids).__name__}.")
+    listed = list(ids)
+    for id in listed:
+        if not isinstance(id, str):
+            raise MemoryStoreError(f"An id is a str, not {id!r}.")
+    return listed

@@ -69,7 +69,8 @@ def in_file(data: bytes, hash: str, what: str) -> Image:
     except InvalidImage as error:
         raise MemoryCorrupt(
             f"A picture of {what} lies in a file, and {error.message}",
-            "Put it back, or add the document anew from where its picture is now: on_duplicate='replace', or racm3 index.",
+            "Put it back, or add the document anew from where its picture is now: on_duplicate='replace', or racm3 index. Or "
+            "delete the document: racm3 memory delete.",
         ) from error
 
 

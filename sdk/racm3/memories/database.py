@@ -193,7 +193,9 @@ class Database:
         with self._lock:
             self._check_usable()
             if self.read_only:
-                raise MemoryLocked(f"{self.place} is read-only.", "Copy it to a folder of your own to change it.")
+                mine = self.path is not None and os.access(self.path.parent, os.W_OK)
+                mend = "Open it with read_only=False, or copy" if mine else "Copy"
+                raise MemoryLocked(f"{self.place} is read-only.", f"{mend} it to a folder of your own, to change it.")
             if self.path is None or self._claim is not None:
                 return
             claim = Claim(self.path.with_name(LOCK), self.place)

@@ -113,7 +113,7 @@ class FaissMemory(MemoryStore):
                     return
         if bound != encoder:
             raise EncoderMismatch(
-                f"The memory was filled by encoder {bound.fingerprint} (width {bound.dim}), "
+                f"{self._journal.place} was filled by encoder {bound.fingerprint} (width {bound.dim}), "
                 f"not by {encoder.fingerprint} (width {encoder.dim}).",
                 "Use the retriever that filled it, or encode its documents anew into another memory.",
             )

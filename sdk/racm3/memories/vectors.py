@@ -40,10 +40,11 @@ def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     sound = np.abs(norms - 1) <= UNIT_NORM
     if not sound.all():
         row = int(np.argmin(sound))
-        finite = bool(np.isfinite(rows[row]).all())
+        if not np.isfinite(rows[row]).all():
+            raise MemoryStoreError(f"Vector {row} is not finite.", "Look at the encoder, or at what it was given.")
+        mend = "Divide each by its L2 norm: vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True)."
         raise MemoryStoreError(
-            f"Vector {row} has the norm {norms[row]:.6g}, not 1." if finite else f"Vector {row} is not finite.",
-            "Divide each by its L2 norm: vectors / numpy.linalg.norm(vectors, axis=1, keepdims=True).",
+            f"Vector {row} has the norm {norms[row]:.6g}, not 1.", mend if norms[row] else "Leave out what has none."
         )
     return rows
 

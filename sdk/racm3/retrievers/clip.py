@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from ..device import device_named
 from ..document import Document, Image, Text
 from ..errors import CheckpointError, ConfigError, ModalityError, WeightsNotFound
 from ..image import MAX_SIDE
@@ -216,7 +217,7 @@ class ClipRetriever(Retriever):
         import open_clip
         import torch
 
-        source, device = self.source, _device(self.device)
+        device, source = device_named(self.device), self.source
         cache_dir = str(self.cache_dir) if self.cache_dir else None
         logger.info("loading %s on %s", source.name, device)
         try:
@@ -253,14 +254,6 @@ def _root_logger_left_alone() -> Iterator[None]:
         yield
     finally:
         root.removeHandler(placeholder)
-
-
-def _device(device: str) -> str:
-    import torch
-
-    if device != "auto":
-        return device
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -227,7 +227,9 @@ class ImageTokenizerStage(Stage):
 
     def export(self, model: torch.nn.Module, folder: Path) -> None:
         assert isinstance(model, QuantizedAutoencoder)
-        model.vq.to(getattr(torch, self.settings.weight_format)).save_pretrained(folder, safe_serialization=True)
+        # By torch itself: diffusers' own says each time which modules it keeps in float32, and that there are none.
+        torch.nn.Module.to(model.vq, getattr(torch, self.settings.weight_format))
+        model.vq.save_pretrained(folder, safe_serialization=True)
 
 
 def _of_all_processes(mine: list[torch.Tensor]) -> torch.Tensor:

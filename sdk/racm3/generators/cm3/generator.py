@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from ...device import device_named
 from ...document import Document, Image, MaskedText, Modality, Part, Text
-from ...errors import GenerationError
+from ...errors import ConfigError, GenerationError
 from ...interfaces import Event, Generator, Output, Request, Score
 from ...options import Options
 
@@ -58,6 +59,10 @@ class Cm3Generator(Generator):
         prefix_cache_bytes: int = 256 * 2**20,
         compile: bool = False,
     ) -> None:
+        if batch_rows < 1 or prefix_cache_bytes < 0:
+            raise ConfigError(
+                f"batch_rows is at least 1, and prefix_cache_bytes 0: not {batch_rows} and {prefix_cache_bytes}."
+            )
         self._source, self._device, self._dtype, self._batch_rows = str(checkpoint), device, dtype, batch_rows
         self._prefix_cache_bytes, self._compile = prefix_cache_bytes, compile
         self._loaded: _Loaded | None = None
@@ -85,14 +90,9 @@ class Cm3Generator(Generator):
         """Loading happens on first use, once."""
         with self._lock:
             if self._loaded is None:
-                import torch
-
                 from .model import Checkpoint, resolve_folder
 
-                device = self._device
-                if device == "auto":
-                    device = "cuda" if torch.cuda.is_available() else "cpu"
-                folder = resolve_folder(self._source)
+                device, folder = device_named(self._device), resolve_folder(self._source)
                 self._loaded = self._on(Checkpoint.load(folder, device=device, dtype=self._dtype))
             return self._loaded
 
