@@ -347,7 +347,8 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
         if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
             raise MemoryCorrupt(
                 f"{folder} holds files, but no memory of this kind.",
-                "Give the path of a memory, or an empty folder. One of another kind opens by that kind's own name.",
+                "Give the path of a memory, or an empty folder. One of another kind is named in [memory] of a pipeline file "
+                "(racm3 config show prints one to begin with), and by --kind where a command of racm3 memory has it.",
             )
         if read_only:
             raise MemoryStoreError(
