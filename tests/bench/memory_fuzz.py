@@ -33,6 +33,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# Cases run in forks, and OpenMP's threads, which the memories here have been made with, do not come along: whoever waits for
+# them waits for ever. Set before anything loads it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from damaged_memories import bases, rows, snapshots, stores
 from damaged_pictures import images, pictures
 from damaged_shards import exports, imports, readings
