@@ -49,7 +49,8 @@ _HOMES = {
 
 __all__ = [
     "Blank", "Component", "Document", "Generation", "Generator", "Hit", "Image", "MaskedImage",
-    "MaskedText", "MemoryStore", "Options", "Pipeline", "Preset", "RACM3Error", "Retriever", "Sampler", "Text", "hookimpl", "read_folder",
+    "MaskedText", "MemoryStore", "Options", "Pipeline", "Preset", "RACM3Error", "Retriever", "Sampler", "Text", "hookimpl",
+    "read_folder",
 ]  # fmt: skip
 
 # Silent unless the application asks for more.

@@ -54,7 +54,8 @@ def read_folder(
     `read_shards`; a .json file as COCO's captions, each picture with all of its own.
 
     The id is the picture's path in the folder, so that reading again gives the same ids; a further document on the same
-    picture gets "#2", "#3" ... . Of two with one id that was given, or one text, the second is a bad sample. on_skip: called with the path (or file:line) and the error of each bad sample.
+    picture gets "#2", "#3" ... . Of two with one id that was given, or one text, the second is a bad sample. on_skip: called
+    with the path (or file:line) and the error of each bad sample.
     progress: called with the number read, the number in all, and the path. decode: False for who decodes them anyway; a
     broken picture raises `InvalidImage` then when it is looked at. Raises `ConfigError` if there is no folder.
 
@@ -236,7 +237,7 @@ def _passed_over(root: Path, pictures: set[str]) -> Iterator[tuple[str, str]]:
             yield file.as_posix(), "Shards are read from a folder of their own, or each by its name."
         elif (
             file.suffix.lower() == ".json" and str(file.with_suffix("")) not in told
-        ):  # as some programs leave beside each
+        ):  # beside a picture it is some program's
             yield file.as_posix(), "It is not read here. COCO's captions JSON is read by its own name."
     for file in files:
         if file.suffix.lower() == ".txt" and str(file.with_suffix("")) not in told:

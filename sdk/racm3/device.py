@@ -6,7 +6,7 @@ from .errors import ConfigError
 
 
 def device_named(name: str) -> str:
-    """A torch device by name; "auto" is a GPU where there is one, else the CPU. Raises `ConfigError` for what is not there."""
+    """A torch device by name; "auto" is a GPU where there is one, else the CPU. `ConfigError` for what is not there."""
     import torch
 
     there = ["cpu"]

@@ -100,9 +100,9 @@ def retrieve(
     """What each prompt is grounded on: at most k documents. Observers are told, prompt by prompt.
 
     The pool of candidates doubles, up to `MOST_POOL`, while the sampler finds fewer than k in it and the memory has more. A
-    prompt with nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample". exclude: ids and content
-    hashes of documents that are given already. A sampler's random numbers come from the seed and the prompt, so that
-    the same documents are chosen whatever else is asked in the same call.
+    prompt with nothing to search by gets nothing. spent: seconds are added under "retrieve" and "sample". exclude: ids and
+    content hashes of documents that are given already. A sampler's random numbers come from the seed and the prompt, so
+    that the same documents are chosen whatever else is asked in the same call.
     """
     import numpy as np
 

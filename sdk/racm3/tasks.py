@@ -61,7 +61,7 @@ def _as_example(given: Example) -> Document:
 
 
 def as_document(given: str | Document | Picture) -> Document:
-    """What is searched by, or given as context, as a document: a str is a text. Raises `InvalidDocument` for anything else."""
+    """What is searched by, or given as context, as a document: a str is a text. `InvalidDocument` for anything else."""
     if isinstance(given, Document):
         return given
     if isinstance(given, (str, Text, Blank)):

@@ -9,8 +9,8 @@ trainer's, the median over the pairs, by processor time and by the clock: 1 or m
 (those of the log's matrix_share) a second over the fastest square product of this run; "of_own_products" over the
 model's own products alone, which no step can beat. "retrieval" is what batches take longer with documents than without,
 as a share of a step; "cycles" is where the time of a step goes. All of these by processor time, but on a GPU by the clock,
-whatever is under way awaited; there larger rows tell more, such as --pack 2048 --samples 512 --steps 30. With --processes: the losses of one process and of two
-(gloo; plain and sharded) at the same global batch.
+whatever is under way awaited; there larger rows tell more, such as --pack 2048 --samples 512 --steps 30. With --processes: the
+losses of one process and of two (gloo; plain and sharded) at the same global batch.
 
 glibc gives tensors above 32 MB back to the system, and pays for fresh pages at the next step (5 to 15 % of tiny's time in a
 virtual machine): MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 in the environment keeps them.

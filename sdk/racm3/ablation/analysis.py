@@ -167,8 +167,9 @@ def _prepare(
     elif judge is None:
         judge, _ = judge_of(run, plan.recipe)
     bench = Bench(
-        corpus.data, ours.documents, ours.image_tokenizer, corpus.digest, {name: table for name, table in found.items() if table is not None},
-        settings.forms.index("text"), plan.k, judge, ablation.options,
+        corpus.data, ours.documents, ours.image_tokenizer, corpus.digest,
+        {name: table for name, table in found.items() if table is not None}, settings.forms.index("text"), plan.k, judge,
+        ablation.options,
     )  # fmt: skip
     return lambda model: inputs_for(model.recipe), bench
 

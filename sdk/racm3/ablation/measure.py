@@ -30,8 +30,9 @@ class Bench:
     """Held-out documents, and what each may be shown: always what its caption finds, never its own picture.
 
     image_tokenizer: paints what every model draws, also one that was trained before its decoder was trained further.
-    digest: tells these documents from others. tables: neighbours by sampler. form: place of the text among their query forms. group: documents that are read at once;
-    more are read in groups of so many, and the predictions averaged (paper section 4).
+    digest: tells these documents from others. tables: neighbours by sampler. form: place of the text among their query
+    forms. group: documents that are read at once; more are read in groups of so many, and the predictions averaged (paper
+    section 4).
     """
 
     data: TrainingSet

@@ -44,18 +44,14 @@ def search(
         if as_json:
             output.print_json([hit_to_json(hit) for hit in found])
         elif found:
-            rows = [
-                [
-                    f"{hit.score:.3f}",
-                    hit.id,
-                    output.shortened(hit.document.text, 200),
-                    "yes" if hit.document.images else "",
-                ]
-                for hit in found
-            ]
-            output.table(["score", "id", "text", "picture"], rows)
+            output.table(["score", "id", "text", "picture"], [_row(hit) for hit in found])
         if hits and not found:
             raise typer.Exit(1)
+
+
+def _row(hit: Hit) -> list[str]:
+    document = hit.document
+    return [f"{hit.score:.3f}", hit.id, output.shortened(document.text, 200), "yes" if document.images else ""]
 
 
 def _readable(hits: list[Hit]) -> list[Hit]:

@@ -1,6 +1,7 @@
 """Causal masking: which spans of a document are moved to its end (CM3, arXiv 2201.07520; method section 4).
 
-Draw n ~ Poisson(1) spans, each inside one segment by two uniform draws for its ends; keep those that are disjoint. Sometimes a whole segment is masked instead, since captioning and text-to-image are exactly that.
+Draw n ~ Poisson(1) spans, each inside one segment by two uniform draws for its ends; keep those that are disjoint. Sometimes
+a whole segment is masked instead, since captioning and text-to-image are exactly that.
 """
 
 from __future__ import annotations

@@ -40,7 +40,8 @@ class Transformer:
         self.layers, self.eps = len(model.model.layers), config.rms_norm_eps
         self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_width: int = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        # The parameters themselves, which take up no more room. Once they are trained further, the prefix cache has to be cleared.
+        # The parameters themselves, which take up no more room. Once they are trained further, what was kept of documents
+        # (`PrefixCache.clear`) is that of others.
         self._weights = [
             (
                 (layer.input_layernorm.weight, *((m.weight, m.bias) for m in (a.q_proj, a.k_proj, a.v_proj))),
