@@ -308,6 +308,10 @@ def test_search_says_why_nothing_was_found(memory: Path, run):
     chosen = ("--memory", memory, "--preset", "toy")
     code, out, err = run("search", "fox", "--where", '{"path": "x"}', *chosen)
     assert (code, out, err) == (0, "", "Nothing was found: no document passes the filter.\n")
+    _, _, err = run(
+        "search", "a kite", "--memory", memory, "--preset", "toy", "--where", '{"$not": {"pth": {"$ne": "kite.png"}}}'
+    )
+    assert err == "Nothing was found: no document has the field 'pth'. Did you mean 'path'? Known: path.\n"
     with FaissMemory(memory) as stored:
         stored.delete([document.id for document, _ in stored.items()])
     code, out, err = run("search", "fox", "--json", *chosen)

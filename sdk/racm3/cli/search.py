@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..errors import MemoryCorrupt
-from ..interfaces import Hit
+from ..errors import MemoryCorrupt, nearest
+from ..interfaces import Hit, MemoryStore, Where
 from . import output
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, WhereOption, chosen_pipeline, given_text
 
@@ -39,7 +40,8 @@ def search(
         with output.working("Searching"):
             hits = pipeline.search(Document(parts), k=k, where=where)
         if not hits:
-            output.note(f"Nothing was found: {why_nothing(pipeline.memory, where)}.")
+            why = _unknown_field(pipeline.memory, where or {}) or why_nothing(pipeline.memory, where)
+            output.note(f"Nothing was found: {why}.")
         found = _readable(hits)
         if as_json:
             output.print_json([hit_to_json(hit) for hit in found])
@@ -47,6 +49,18 @@ def search(
             output.table(["score", "id", "text", "picture"], [_row(hit) for hit in found])
         if hits and not found:
             raise typer.Exit(1)
+
+
+def _unknown_field(memory: MemoryStore, where: Where) -> str:
+    """What is said of a filter on a field that no document has, as far as the memory knows its fields."""
+    from ..memories.where import fields_in
+
+    known: Mapping[str, int] = getattr(memory, "stats", dict)().get("fields", {}) if where else {}
+    unknown = sorted(fields_in(where) - set(known)) if known else []
+    if not unknown:
+        return ""
+    meant = nearest(unknown[0], known)
+    return f"no document has the field {unknown[0]!r}. {f'{meant} ' if meant else ''}Known: {', '.join(known)}"
 
 
 def _row(hit: Hit) -> list[str]:

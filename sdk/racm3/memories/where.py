@@ -81,6 +81,18 @@ def evaluate(condition: Condition, having: Callable[[Having], np.ndarray], docum
     return found
 
 
+def fields_in(where: Mapping[str, Any]) -> set[str]:
+    """The names of the fields that a well-formed filter looks at."""
+    found: set[str] = set()
+    for name, value in where.items():
+        if name in _FILTER_OPERATORS:
+            for inner in value if isinstance(value, (list, tuple)) else [value]:
+                found |= fields_in(inner)
+        else:
+            found.add(name)
+    return found
+
+
 def stored(value: object) -> Value:
     """A scalar of metadata as (kind, value). Kinds keep SQLite from comparing what differs in type."""
     if value is None:
