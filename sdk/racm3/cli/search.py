@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -55,7 +55,10 @@ def _unknown_field(memory: MemoryStore, where: Where) -> str:
     """What is said of a filter on a field that no document has, as far as the memory knows its fields."""
     from ..memories.where import fields_in
 
-    known: Mapping[str, int] = getattr(memory, "stats", dict)().get("fields", {}) if where else {}
+    stats: Callable[[], Mapping[str, Any]] = getattr(
+        memory, "stats", dict
+    )  # which memories of other kinds need not have
+    known: Mapping[str, int] = stats().get("fields", {}) if where else {}
     unknown = sorted(fields_in(where) - set(known)) if known else []
     if not unknown:
         return ""
