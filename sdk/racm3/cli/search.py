@@ -55,9 +55,7 @@ def _unknown_field(memory: MemoryStore, where: Where) -> str:
     """What is said of a filter on a field that no document has, as far as the memory knows its fields."""
     from ..memories.where import fields_in
 
-    stats: Callable[[], Mapping[str, Any]] = getattr(
-        memory, "stats", dict
-    )  # which memories of other kinds need not have
+    stats: Callable[[], Mapping[str, Any]] = getattr(memory, "stats", dict)  # others need not have it
     known: Mapping[str, int] = stats().get("fields", {}) if where else {}
     unknown = sorted(fields_in(where) - set(known)) if known else []
     if not unknown:
