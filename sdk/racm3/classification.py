@@ -73,7 +73,7 @@ def label_probabilities(
 
 
 def mean_probabilities(logs: np.ndarray) -> np.ndarray:
-    """P(label) over the labels alone: the mean over groups of documents (paper section 4.3). logs: log-probabilities of the
+    """P(label) over the labels alone: the mean over groups of documents (paper section 5). logs: log-probabilities of the
     labels' captions, [groups, labels]."""
     import numpy as np
 

@@ -9,11 +9,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from racm3.errors import CheckpointError
+from racm3.errors import CheckpointError, WeightsNotFound
 from racm3.testing import HashingRetriever
 from racm3.training import data
 from racm3.training import generator_inputs as generator_inputs_module
-from racm3.training.generator_inputs import _prepared, _text_tokenizer, generator_inputs
+from racm3.training.generator_inputs import _prepared, _text_tokenizer, check_trained, generator_inputs
+from racm3.training.runs import Run
 
 
 class Codes:
@@ -102,3 +103,13 @@ def test_figures_are_taken_on_few_documents_spread_over_all(corpus, monkeypatch)
     monkeypatch.setattr(data, "MEASURED", 3)
     held_out = [np.arange(6), np.array([4, 5])]
     assert [replace(corpus, held_out=rows).measured.tolist() for rows in held_out] == [[0, 2, 5], [4, 5]]
+
+
+def test_what_a_generator_needs_is_looked_for_before_documents_are_read(run, tmp_path):
+    with pytest.raises(WeightsNotFound, match="retriever is not trained yet"):
+        check_trained(run, {})
+    for objective in ({"k": [0]}, {"context": "random"}):
+        check_trained(run, {"objective": objective})
+    check_trained(run, {"retriever": {"model": "ViT-B-32"}})
+    with pytest.raises(WeightsNotFound, match="image-tokenizer is not trained yet"):
+        check_trained(Run(tmp_path / "elsewhere"), {"objective": {"k": [0]}})

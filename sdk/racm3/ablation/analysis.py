@@ -167,7 +167,7 @@ def _prepare(
     elif judge is None:
         judge, _ = judge_of(run, plan.recipe)
     bench = Bench(
-        corpus.data, ours.documents, ours.image_tokenizer, corpus.digest,
+        corpus.data, ours.documents, ours.image_tokenizer, decoder_of(run), corpus.digest,
         {name: table for name, table in found.items() if table is not None}, settings.forms.index("text"), plan.k, judge,
         ablation.options,
     )  # fmt: skip
@@ -230,13 +230,12 @@ def _measure_one(
 
 def _asked(ablation: Ablation, bench: Bench, model: Model, condition: Condition, seed: int) -> dict[str, Any]:
     """What a measurement depends on: it is taken again if any of this changes."""
-    judge = decoder = None
-    if bench.judge is not None:
-        judge, decoder = bench.judge.encoder.fingerprint, decoder_of(ablation.run)
+    judge = bench.judge.encoder.fingerprint if bench.judge is not None else None
     return {
         "model": model.name, "condition": condition.name, "seed": seed, "drawings": ablation.drawings,
         "recipe": _digest(ablation.recipe(model, seed)), "documents": bench.digest,
-        "options": ablation.options.model_dump() if ablation.drawings else None, "judge": judge, "decoder": decoder,
+        "options": ablation.options.model_dump() if ablation.drawings else None, "judge": judge,
+        "decoder": bench.decoder if ablation.drawings else None,
         "held_out": len(bench.held_out),
     }  # fmt: skip
 

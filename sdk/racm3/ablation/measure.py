@@ -30,7 +30,7 @@ class Bench:
     """Held-out documents, and what each may be shown: always what its caption finds, never its own picture.
 
     image_tokenizer: paints what every model draws, also one that was trained before its decoder was trained further.
-    digest: tells these documents from others. tables: neighbours by sampler. form: place of the text among their query
+    decoder: tells that decoder from others, None where there is none. digest: tells these documents from others. tables: neighbours by sampler. form: place of the text among their query
     forms. group: documents that are read at once; more are read in groups of so many, and the predictions averaged (paper
     section 4).
     """
@@ -38,6 +38,7 @@ class Bench:
     data: TrainingSet
     documents: PreparedDocuments
     image_tokenizer: ImageTokenizer
+    decoder: str | None
     digest: str
     tables: Mapping[str, Neighbours]
     form: int

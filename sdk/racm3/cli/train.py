@@ -129,12 +129,11 @@ def _start(kind: str, path: Path, folder: Path, name: str, as_json: bool) -> Non
 
 def _train(kind: str, recipe: Mapping[str, Any], run: Any, name: str, as_json: bool) -> None:
     from ..training.dataset import skipped
+    from ..training.generator_inputs import check_trained
     from ..training.runs import open_corpus, train_stage
 
-    if kind == "generator":  # what it needs is looked for before anything is read
-        run.model("image-tokenizer")
-        if not recipe.get("retriever") and max(recipe.get("objective", {}).get("k", [1])) > 0:
-            run.model("retriever")
+    if kind == "generator":
+        check_trained(run, recipe)  # before anything is read
     with output.watched(f"{name} in {run.folder}") as progress:
         corpus = open_corpus(run, kind, recipe, progress)
         bad = skipped(run.folder / "data")

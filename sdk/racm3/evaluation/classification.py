@@ -19,7 +19,7 @@ from .pairs import Pair
 @dataclass(frozen=True)
 class Episode:
     """A picture, the labels to choose from (the first is right), for each label its examples from the memory, and as many
-    documents of the memory that have nothing to do with it."""
+    documents of the memory at random."""
 
     pair: Pair
     labels: tuple[str, ...]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from ..generators.cm3.image_tokenizer import ImageTokenizer
     from .documents import PreparedDocuments
+    from .generator import ObjectiveSettings
     from .runs import Run
 
 # The stage whose image tokenizer has the tokens of the run's own, and the better pictures.
@@ -33,6 +34,19 @@ class GeneratorInputs:
     documents: PreparedDocuments
     text_tokenizer: Tokenizer
     image_tokenizer: ImageTokenizer
+
+
+def check_trained(run: Run, recipe: Mapping[str, Any]) -> None:
+    """`WeightsNotFound` for a model of the run that a generator's recipe needs, and that is not trained yet."""
+    from .generator import ObjectiveSettings
+
+    run.model("image-tokenizer")
+    if _retrieves(read_table(ObjectiveSettings, recipe, "objective")) and not recipe.get("retriever"):
+        run.model("retriever")
+
+
+def _retrieves(objective: ObjectiveSettings) -> bool:
+    return max(objective.k) > 0 and objective.context == "retrieved"
 
 
 def generator_inputs(
@@ -109,7 +123,7 @@ def _prepared(
         longest=read_table(TextSettings, recipe, "tokenizer").longest, path=run.prepared / "images.npy",
         made_from=made_from, progress=progress,
     )  # fmt: skip
-    if max(objective.k) == 0 or objective.context == "random":
+    if not _retrieves(objective):
         return prepared
     settings = read_table(NeighbourSettings, recipe, "neighbours")
     check_kept(recipe, objective)
