@@ -91,7 +91,7 @@ class Document:
         self._parts = made
         self._hash = sha256(b"document", *(part.content_hash.encode() for part in made))
         self._id = id if id is not None else self._hash
-        self._metadata = MappingProxyType(_checked_metadata(metadata or {}))
+        self._metadata = MappingProxyType(_checked_metadata(metadata) if metadata else {})
 
     @property
     def parts(self) -> tuple[Part, ...]:
@@ -190,27 +190,30 @@ def _checked_metadata(metadata: Metadata) -> dict[str, Any]:
     if not isinstance(metadata, Mapping):
         raise InvalidDocument(f"Metadata is a mapping, not {type(metadata).__name__}.")
 
-    def plain(value: object) -> bool:
-        if isinstance(value, float):
-            return math.isfinite(value)
-        if isinstance(value, int) and value.bit_length() > LONGEST_NUMBER:  # which Python would not print
-            raise InvalidDocument(f"Metadata has a number of {value.bit_length():,} bits.", "Give it as text.")
-        return value is None or isinstance(value, (str, int))
-
     checked: dict[str, Any] = {}
     for key, value in metadata.items():
         if not isinstance(key, str) or not key or key.startswith("$"):
             raise InvalidDocument(f"A metadata key is a non-empty str that does not start with '$', not {key!r}.")
-        if isinstance(value, (list, tuple)) and all(plain(item) for item in value):
-            checked[key] = list(value)
-        elif plain(value):
+        if _is_plain(value):
             checked[key] = value
+        elif isinstance(value, (list, tuple)) and all(map(_is_plain, value)):
+            checked[key] = list(value)
         else:
             raise InvalidDocument(
                 f"Metadata {key!r} is {value!r}, which is not plain.",
                 "Allowed: str, int, finite float, bool, None, and flat lists of them; nested values as JSON text.",
             )
     return checked
+
+
+def _is_plain(value: object) -> bool:
+    if value is None or isinstance(value, (str, bool)):
+        return True
+    if isinstance(value, int):
+        if value.bit_length() > LONGEST_NUMBER:  # which Python would not print
+            raise InvalidDocument(f"Metadata has a number of {value.bit_length():,} bits.", "Give it as text.")
+        return True
+    return isinstance(value, float) and math.isfinite(value)
 
 
 __all__ = ["Blank", "Document", "Image", "MaskedImage", "MaskedText", "Metadata", "Modality", "Part", "Scalar", "Text"]

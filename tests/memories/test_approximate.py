@@ -14,7 +14,7 @@ import pytest
 from racm3.document import Document
 from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
-from racm3.memories import approximate, index, snapshot
+from racm3.memories import approximate, index, page_cache, snapshot
 from racm3.memories.faiss import FaissMemory
 
 DIM, N = 16, 1500
@@ -373,11 +373,11 @@ def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, m
     with filled(tmp_path, kind) as memory:
         expected = answers(memory, 10)
     data, brought = saved(tmp_path).read_bytes(), []
+    monkeypatch.setattr(page_cache, "is_cached", lambda *place: False)
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: brought.append((start, length)))
     with FaissMemory(tmp_path) as memory:
         memory.refresh()
         index = memory._index.faiss
-        assert index.quantizer.sa_code_size() == 2 * DIM, "centres are halves"
         cells = {}
         for cell in range(index.nlist):
             n = index.invlists.list_size(cell) * index.code_size
@@ -393,6 +393,31 @@ def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, m
         brought.clear()
         assert answers(memory, 10) == expected
         assert not [length for _, length in brought if length > 4 * DIM + 16]  # only records of vectors are asked for
+
+
+def test_what_the_system_holds_in_memory_is_not_asked_for(tmp_path, monkeypatch):
+    with filled(tmp_path, "ivf") as memory:
+        expected = answers(memory, 10)
+    asked = []
+    monkeypatch.setattr(page_cache, "want", lambda *place: asked.append(place))
+    with FaissMemory(tmp_path) as memory:
+        assert answers(memory, 10) == expected and not asked
+
+
+def test_cells_are_found_by_codes_as_by_their_centres(monkeypatch):
+    monkeypatch.setattr(approximate, "CELL", 8)
+    found = {}
+    for cells, name in ((8, "IndexRefine"), (10**6, "IndexScalarQuantizer")):
+        monkeypatch.setattr(approximate, "CODED", cells)
+        with FaissMemory() as memory:
+            memory.bind(ENCODER)
+            memory.add(DOCUMENTS, VECTORS)
+            memory.reindex("ivf")
+            made = memory._index.faiss
+            assert type(faiss.downcast_index(made.quantizer)).__name__ == name
+            found[name] = made.quantizer.search(QUERIES, 4)[1]
+    shared = [len(set(one) & set(other)) for one, other in zip(*found.values(), strict=True)]
+    assert np.mean(shared) > 3.8
 
 
 def test_a_lost_index_file_is_written_again(tmp_path):
@@ -446,34 +471,3 @@ def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog
         memory.refresh()
         assert "is passed over" in caplog.text and memory._index.kind == kind
         assert_finds(memory, {document.id: VECTORS[n] for n, document in enumerate(DOCUMENTS[: N - 50])}, kind)
-
-
-def test_one_query_takes_one_thread_and_leaves_the_others_to_those_who_come_after(monkeypatch):
-    with FaissMemory() as memory:
-        memory.bind(ENCODER)
-        memory.add(DOCUMENTS, VECTORS)
-        memory.reindex("ivf")
-        before, found, seen = faiss.omp_get_max_threads(), answers(memory, 5), []
-        searching = memory._index.faiss
-
-        class Watched:
-            def __getattr__(self, name):
-                return getattr(searching, name)
-
-            def search(self, queries, k, **options):
-                seen.append((len(queries), faiss.omp_get_max_threads()))
-                if k > 90:
-                    raise RuntimeError("failed")
-                return searching.search(queries, k, **options)
-
-        faiss.omp_set_num_threads(3)
-        monkeypatch.setattr(memory._index, "faiss", Watched())
-        try:
-            singly = [[(hit.id, hit.score) for hit in memory.search(query[None], k=5)[0]] for query in QUERIES]
-            assert singly == found == answers(memory, 5)
-            with pytest.raises(RuntimeError):
-                memory.search(QUERIES[:1], k=80)
-            assert faiss.omp_get_max_threads() == 3
-        finally:
-            faiss.omp_set_num_threads(before)
-        assert set(seen) == {(1, 1), (len(QUERIES), 3)}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
 
 from racm3.errors import MemoryCorrupt
-from racm3.memories import scan
+from racm3.memories import page_cache, scan
 from racm3.memories.names import ids_of, slots
-from racm3.memories.segment import Segment, joined, mapped, write
+from racm3.memories.segment import Segment, joined, mapped, records_of, write
 
 DIM = 24
 
@@ -157,8 +159,36 @@ def test_ids_of_any_length_lie_beside_their_vectors(tmp_path, widths):
     with (tmp_path / "rows").open("wb") as file:
         write(parts, file)
     found = mapped(tmp_path / "rows", 4, DIM, 16, "")
-    assert ids_of(joined(parts).names) == ids_of(found.names) == ids_of(found.at(np.arange(4)).names) == expected
-    assert np.array_equal(found.at(np.array([3, 1])).vectors, vectors[[3, 1]])
+    assert ids_of(joined(parts).names) == ids_of(found.names) == expected
+
+
+@pytest.mark.parametrize("few", [True, False], ids=["few rows", "many rows"])
+@pytest.mark.parametrize("sparing", [True, False])
+@pytest.mark.parametrize("cached", [True, False])
+def test_records_come_alike_from_files_and_from_memory(tmp_path, monkeypatch, cached, sparing, few):
+    monkeypatch.setattr(page_cache, "is_cached", lambda *place: cached)
+    if not few:
+        monkeypatch.setattr("racm3.memories.segment.FEW", 0)
+    vectors, ids = unit(random(np.random.default_rng(0), 90)), [b"x" * (1 + n // 8) for n in range(90)]
+    made, read = [], []
+    for place in range(0, 90, 30):  # the slots of each are wider
+        part = Segment(np.arange(place + 1, place + 31), vectors[place:][:30], slots(ids[place:][:30]))
+        if place < 60:
+            with (tmp_path / str(place)).open("wb") as file:
+                write([(part, None)], file)
+            part = mapped(tmp_path / str(place), 30, DIM, part.names.shape[1], "")
+        made.append(part)
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *given: read.append(given) or preadv(*given))
+    rows = np.array([89, 3, 3, 31, 60, 0, 59])
+    for _ in range(2):
+        found = records_of(made, rows, sparing=sparing)
+        assert np.array_equal(found.vectors, vectors[rows])
+        assert ids_of(found.names) == [ids[row].decode() for row in rows]
+        found.vectors[:] = 0  # a copy, and not of the file
+    assert len(read) == (0 if not few or (cached and not sparing) else 10 if sparing else 5)
+    assert np.array_equal(records_of(made[:1], rows[1:3], sparing=sparing).vectors, vectors[[3, 3]])
+    assert len(records_of(made, rows[:0], sparing=sparing).vectors) == 0
 
 
 def test_an_id_that_has_rotted_is_none():
@@ -186,11 +216,12 @@ def test_numbers_that_do_not_ascend_are_no_segment(tmp_path, seqs):
         mapped(tmp_path / "rows", 2, DIM, 8, "")
 
 
-def test_a_file_that_has_become_shorter_is_an_error_of_ours(tmp_path):
+def test_a_file_that_has_become_shorter_is_an_error_of_ours(tmp_path, monkeypatch):
     path = tmp_path / "rows"
     with path.open("wb") as file:
         write([(segment(np.arange(1, 11), unit(random(np.random.default_rng(0), 10))), None)], file)
+    monkeypatch.setattr(page_cache, "is_cached", lambda *place: False)
     found = mapped(path, 10, DIM, 8, "")
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(MemoryCorrupt, match="shorter"):
-        found.at(np.array([0, 9]))
+        records_of([found], np.array([0, 9]), sparing=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ..document import Document
 from ..errors import MemoryStoreError
@@ -19,71 +19,86 @@ if TYPE_CHECKING:
 AHEAD = 16  # documents read at once: who looks at one will look at those behind it, too
 
 
+def all_ids(records: Records) -> list[str] | None:
+    """The ids that lie beside vectors; None unless all are there."""
+    ids = ids_of(records.names)
+    return None if None in ids else cast("list[str]", ids)
+
+
 def hits(
-    journal: Journal, seqs: Sequence[int], records: Records, scores: Sequence[float] | None = None, k: int | None = None
+    journal: Journal,
+    seqs: Sequence[int],
+    ids: Sequence[str],
+    vectors: np.ndarray,
+    scores: Sequence[float] | None = None,
+    k: int | None = None,
 ) -> list[Hit]:
-    """Documents that were found, by number, with what an index has of them: the k best, equal scores in order of id; without
-    scores, as they come. Inside a transaction."""
-    beside = ids_of(records.names)
-    known = journal.ids(seq for seq, id in zip(seqs, beside, strict=True) if id is None) if None in beside else {}
-    ids = [known[seq] if id is None else id for seq, id in zip(seqs, beside, strict=True)]
-    order = list(range(len(ids)))
-    if scores is not None:
-        order = [place for _, _, place in sorted(zip([-score for score in scores], ids, order, strict=True))[:k]]
-    answer, vectors = _Answer(journal, [(seqs[place], ids[place]) for place in order]), records.vectors
-    return [
-        _AnswerHit(ids[place], None if scores is None else scores[place], vectors[place], answer, rank)
-        for rank, place in enumerate(order)
-    ]
+    """Documents that were found, by number, id and vector (float32 [n, dim]): the k best, equal scores in order of id; without
+    scores, as they come."""
+    places = range(len(ids))
+    if scores is None:
+        answer = _Answer(journal, seqs, ids, vectors, places)
+        return [_AnswerHit(id, None, answer, place) for place, id in enumerate(ids)]
+    ranked = sorted(zip([-score for score in scores], ids, places, strict=True))[:k]
+    answer = _Answer(journal, seqs, ids, vectors, [place for _, _, place in ranked])
+    return [_AnswerHit(id, -less, answer, place) for less, id, place in ranked]
 
 
 class _AnswerHit(Hit):
     """A hit of an answer, made without another look at what it is made of: every search makes some."""
 
-    __slots__ = ("_answer", "_rank")
+    __slots__ = ("_answer", "_place")
 
-    def __init__(self, id: str, score: float | None, vector: np.ndarray, answer: _Answer, rank: int) -> None:
-        self.id, self.score, self.vector = id, score, vector
-        self._answer, self._rank = answer, rank
+    def __init__(self, id: str, score: float | None, answer: _Answer, place: int) -> None:
+        self.id, self.score, self._answer, self._place = id, score, answer, place
         self._document = self._hashes = None
+
+    @property
+    def vector(self) -> np.ndarray:  # type: ignore[override]
+        return self._answer.vectors[self._place]
 
     @property
     def hashes(self) -> frozenset[str]:
         if not isinstance(self._hashes, frozenset):
-            self._hashes = frozenset(self._answer.hashes(self._rank))
+            self._hashes = frozenset(self._answer.hashes(self._place))
         return self._hashes
 
     @property
     def document(self) -> Document:
         if self._document is None:
-            self._document = self._answer.document(self._rank)
+            self._document = self._answer.document(self._place)
         return self._document
 
 
 class _Answer:
-    """What is asked of one hit is read for others, too. found: number and id of each, in their order."""
+    """What is asked of one hit is read for others, too. seqs, ids, vectors: of what was found; order: the places of the hits
+    among them, as they are handed out."""
 
-    def __init__(self, journal: Journal, found: Sequence[tuple[int, str]]) -> None:
-        self._journal, self._found = journal, found
+    def __init__(
+        self, journal: Journal, seqs: Sequence[int], ids: Sequence[str], vectors: np.ndarray, order: Sequence[int]
+    ) -> None:
+        self._journal, self._seqs, self._ids, self.vectors, self._order = journal, seqs, ids, vectors, order
         self._read: dict[int, Stored] = {}  # documents that nobody has looked at yet
         self._hashes: dict[int, list[str]] | None = None
 
-    def hashes(self, rank: int) -> Collection[str]:
+    def hashes(self, place: int) -> Collection[str]:
         """None of a document that was removed after it was found."""
         if self._hashes is None:  # who compares one document with the others will ask for all
             with self._journal.reading():
-                self._hashes = self._journal.hashes(seq for seq, _ in self._found)
-        return self._hashes.get(self._found[rank][0], ())
+                self._hashes = self._journal.hashes(self._seqs[place] for place in self._order)
+        return self._hashes.get(self._seqs[place], ())
 
-    def document(self, rank: int) -> Document:
-        seq, id = self._found[rank]
-        stored = self._read.pop(seq, None) or self._stored(rank)
+    def document(self, place: int) -> Document:
+        stored = self._read.pop(self._seqs[place], None) or self._stored(place)
         if stored is None:
-            raise MemoryStoreError(f"Document {id!r} was removed or replaced after it was found.", "Search again.")
+            raise MemoryStoreError(
+                f"Document {self._ids[place]!r} was removed or replaced after it was found.", "Search again."
+            )
         return stored.document()
 
-    def _stored(self, rank: int) -> Stored | None:
-        seqs = [seq for seq, _ in self._found[rank : rank + AHEAD]]
+    def _stored(self, place: int) -> Stored | None:
+        rank = self._order.index(place)
+        seqs = [self._seqs[place] for place in self._order[rank : rank + AHEAD]]
         with self._journal.reading():
             self._read.update(self._journal.read(seqs, short=True))
             return self._read.pop(seqs[0], None) or self._journal.read(seqs[:1]).get(seqs[0])

@@ -20,7 +20,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,6 +42,8 @@ SMALL = 10_000  # up to so many documents every named index is exact: a scan tak
 AUTO = 200_000  # up to so many "auto" is exact, beyond it is ivf
 SAMPLE = 40  # vectors for each cell that training looks at; FAISS wants 39
 CELL = 64  # documents in a cell on average, at least: with fewer, choosing cells takes longer than looking at what they hold
+CODED = 64  # cells, from which on it is worth finding them by codes
+REFINED = 8  # times as many of these as are scanned are told apart by their centres
 ROUNDS = 5  # of k-means over all cells, behind a start that is near already
 NEIGHBOURS = 32  # of a node in the graph of hnsw
 FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
@@ -51,7 +53,6 @@ MOST = 1024  # cells that are scanned, or candidates that a search of the graph 
 WIDTH = 128  # candidates of compressed vectors, at least
 OVERFETCH = 10  # how many times more than wanted is scored again
 LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
-ALONE = 8192  # documents that a query looks at: up to so many it takes one thread less time than to wake another
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
 _REASON = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", re.DOTALL)  # what FAISS says before it
@@ -105,7 +106,7 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
             if progress is not None:
                 progress(made.ntotal)
     if kind in CELLS:
-        _narrow(made)
+        _choose_quickly(made)
     found = ApproximateIndex(kind, index, made)
     found.tune()
     return found
@@ -124,10 +125,14 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
         made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
         made.by_residual = False  # scores are by the vectors, whatever becomes of the centres
         return made, SAMPLE * cells
-    pieces = next(pieces for pieces in range(max(1, dim // 8), 0, -1) if dim % pieces == 0)
-    made = faiss.index_factory(dim, f"IVF{cells},PQ{pieces}", faiss.METRIC_INNER_PRODUCT)
+    made = faiss.index_factory(dim, f"IVF{cells},PQ{_pieces(dim, 8)}", faiss.METRIC_INNER_PRODUCT)
     made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
     return made, max(SAMPLE * cells, 2**14)
+
+
+def _pieces(dim: int, numbers: int) -> int:
+    """How many pieces to cut vectors into, of so many numbers each or a few more: FAISS wants them all alike."""
+    return next(pieces for pieces in range(max(1, dim // numbers), 0, -1) if dim % pieces == 0)
 
 
 def _centres(vectors: np.ndarray, cells: int) -> np.ndarray:
@@ -164,17 +169,29 @@ def _making(name: str, documents: int) -> Iterator[None]:
         ) from error
 
 
-def _narrow(index: Any) -> None:
-    """Make the centres of filled cells bfloat16: a search compares them in half the time. Filling is quicker as they were."""
+def _choose_quickly(index: Any) -> None:
+    """Have the nearest of filled cells found sooner than by their centres: by codes of two bits a number, and of what is left
+    by bfloat16. Filling is quicker as they were."""
     import faiss
 
     wide, dim = index.quantizer, index.d
-    narrow: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
     centres = wide.reconstruct_n(0, index.nlist)
+    narrow: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
     narrow.train(centres)
     narrow.add(centres)
-    narrow.this.disown()  # the index owns its centres, and owns others from now on
-    index.quantizer = narrow
+    quantizer = narrow
+    if index.nlist >= CODED:
+        codes: Any = faiss.index_factory(dim, f"PQ{_pieces(dim, 2)}x4fs", faiss.METRIC_INNER_PRODUCT)
+        codes.pq.cp.min_points_per_centroid = 1
+        codes.train(centres)
+        codes.add(centres)
+        quantizer = faiss.IndexRefine(codes, narrow)
+        quantizer.k_factor = REFINED
+        quantizer.own_fields = quantizer.own_refine_index = True
+        codes.this.disown()
+        narrow.this.disown()
+    quantizer.this.disown()  # the index owns what finds its cells, and owns another from now on
+    index.quantizer = quantizer
     wide.this.own(True)
 
 
@@ -199,6 +216,7 @@ class ApproximateIndex(VectorIndex):
         super().__init__(index.dim, index.segments, index.seqs)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
         self.kind, self.faiss, self.effort, self.recall, self.file = kind, faiss, effort, recall, file
+        self.sparing = kind == "ivf-pq"
         self._late = np.empty((0, self.dim), dtype=np.float32)  # vectors of the documents that came after the others
         self._doubt = scan.doubt(self.dim, rounded=1)
 
@@ -244,14 +262,15 @@ class ApproximateIndex(VectorIndex):
         there = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
         indexed = self.faiss.ntotal
         search = self.faiss.search if self.file is None else self.file.search
-        if len(queries) == 1 and self._looks_at_few:
-            search = partial(_by_one_thread, search)
         found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
-            known = rows.view(np.uint64) < indexed  # -1 stands for none; what else is beyond is damage in the file
-            if not known.all():
+            labels = rows.tolist()
+            # -1 stands for none; what else is not there is damage in the file.
+            if not 0 <= min(labels) <= max(labels) < indexed:
+                known = (rows >= 0) & (rows < indexed)
                 rows, scores = rows[known], scores[known]
-            damaged = len(set(rows.tolist())) < len(rows)  # and so is a label that comes twice
+                labels = rows.tolist()
+            damaged = len(set(labels)) < len(labels)  # and so is a label that comes twice
             if len(gone) or wanted is not None:
                 near = ~np.isin(rows, gone) if wanted is None else wanted[rows] & ~np.isin(rows, gone)
                 rows, scores = rows[near], scores[near]
@@ -263,11 +282,6 @@ class ApproximateIndex(VectorIndex):
                 yield from self._scan(query[None], k, wanted, [gone])
             else:
                 yield self._best(query, rows, k)
-
-    @property
-    def _looks_at_few(self) -> bool:
-        cells: Any = self.faiss
-        return self.kind in CELLS and self.effort * cells.ntotal <= ALONE * cells.nlist
 
     def _late_ones(self, query: np.ndarray, k: int, wanted: np.ndarray | None, gone: np.ndarray) -> np.ndarray:
         """Those rows behind FAISS's that may be among the k best."""
@@ -291,18 +305,6 @@ class ApproximateIndex(VectorIndex):
         if wanted is None:
             return _usual(self.kind, effort)
         return _parameters(self.kind, effort, faiss.IDSelectorBitmap(np.packbits(wanted, bitorder="little")))  # type: ignore[call-arg, arg-type]
-
-
-def _by_one_thread(search: Callable[..., Any], *given: Any, **options: Any) -> Any:
-    """A search of FAISS that wakes no other thread. Those who call have a setting each."""
-    import faiss
-
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        return search(*given, **options)
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 
 def _parameters(kind: str, effort: int, only: faiss.IDSelector | None = None) -> Any:

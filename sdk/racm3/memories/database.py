@@ -82,6 +82,8 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _Connection(sqlite3.Connection):
+    run = sqlite3.Connection.execute  # of what reads nothing
+
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         return self.cursor(_Cursor).execute(*arguments)
 
@@ -128,7 +130,7 @@ class Database:
             self.connection.close()
             raise
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self) -> _Connection:
         place, uri = (":memory:" if self.path is None else str(self.path)), False
         if self.path is not None and self.read_only:
             # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
@@ -182,6 +184,10 @@ class Database:
         """A consistent view of what is committed."""
         return _Transaction(self, "BEGIN")
 
+    def looking(self) -> AbstractContextManager[None]:
+        """The same for a single statement, which needs no transaction, and is over sooner without one."""
+        return _Transaction(self, None)
+
     @contextmanager
     def writing(self) -> Iterator[None]:
         """All or nothing; `MemoryLocked` when the memory is read-only or another process is the one that writes."""
@@ -208,22 +214,23 @@ class Database:
                 raise
             self._claim, self.shipped = claim, False
 
-    def _begin(self, statement: str) -> None:
+    def _begin(self, statement: str | None) -> None:
         self._check_usable()
         if self.connection.in_transaction:
             raise MemoryStoreError(
                 "The memory was used by the documents that are being added to it.",
                 "Make a list of the documents before adding them.",
             )
-        self.connection.execute(statement)
+        if statement is not None:
+            self.connection.run(statement)
 
     def _end(self, failed: bool) -> None:
         try:
-            if not failed:
-                self.connection.execute("COMMIT")
+            if not failed and self.connection.in_transaction:
+                self.connection.run("COMMIT")
         finally:
             if self.connection.in_transaction:
-                self.connection.execute("ROLLBACK")
+                self.connection.run("ROLLBACK")
 
     def _check_usable(self) -> None:
         if self._closed:
@@ -306,7 +313,7 @@ class _Transaction:
 
     __slots__ = ("_database", "_statement")
 
-    def __init__(self, database: Database, statement: str) -> None:
+    def __init__(self, database: Database, statement: str | None) -> None:
         self._database, self._statement = database, statement
 
     def __enter__(self) -> None:

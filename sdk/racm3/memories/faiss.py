@@ -25,7 +25,7 @@ from ..durable import make_folder, part_of
 from ..errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError, nearest
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
-from .answer import hits
+from .answer import all_ids, hits
 from .approximate import check_name, chosen, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
@@ -39,6 +39,7 @@ from .where import parse
 
 STREAMED = 32  # documents, with their images, that items() holds at a time
 HELD = 65_536  # new vectors held in memory before they are written, where an index can be
+NOTHING = np.empty(0, dtype=np.int64)
 PATIENT = 5.0  # seconds of work on an index, after which it is said how far that has come, and so on
 
 logger = logging.getLogger("racm3.memories")
@@ -148,6 +149,8 @@ class FaissMemory(MemoryStore):
         """As `MemoryStore.search`, exact; equal scores come in order of id. `where`: see `racm3.memories.where`."""
         condition = None if where is None else parse(where)
         check_count("k", k, "hits")
+        if condition is None and exclude is None and (answer := self._answer_at_once(vectors, k)) is not None:
+            return answer
         with self._journal.reading():
             index = self._caught_up()
             queries = unit_vectors(vectors, None if index is None else index.dim)
@@ -157,10 +160,26 @@ class FaissMemory(MemoryStore):
             allowed = None if condition is None else index.matching(condition, self._journal.seqs_having)
             excluded = [self._journal.seqs_named(names) for names in left_out]
             found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
-            return [
-                hits(self._journal, index.seqs[rows].tolist(), records, scores.tolist(), k)
-                for scores, rows, records in found
-            ]
+            answers = list[list[Hit]]()
+            for scores, rows, records in found:
+                seqs = index.seqs[rows].tolist()
+                ids = all_ids(records) or self._journal.ids(seqs)
+                answers.append(hits(self._journal, seqs, ids, records.vectors, scores.tolist(), k))
+            return answers
+
+    def _answer_at_once(self, vectors: np.ndarray, k: int) -> list[list[Hit]] | None:
+        """The answer to a search without conditions, where the index knows all of it: nothing has come since, as one statement
+        tells, and all ids lie beside the vectors. None where it does not."""
+        with self._journal.looking():
+            index = self._index
+            if index is None or not k or (index.last_seq, index.generation) != self._journal.state():
+                return None
+            queries, answers = unit_vectors(vectors, index.dim), list[list[Hit]]()
+            for scores, rows, records in index.nearest(queries, k, allowed=None, excluded=[NOTHING] * len(queries)):
+                if (ids := all_ids(records)) is None:
+                    return None
+                answers.append(hits(self._journal, index.seqs[rows].tolist(), ids, records.vectors, scores.tolist(), k))
+            return answers
 
     def get(self, ids: Sequence[str]) -> list[Document | None]:
         """As `MemoryStore.get`. Raises `MemoryCorrupt`, naming the document, when it fails its checksum."""
@@ -199,8 +218,9 @@ class FaissMemory(MemoryStore):
             pool = index.live
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
-            seqs = rng.choice(pool, size=min(n, len(pool)), replace=False)
-            return hits(self._journal, seqs.tolist(), index.records(seqs))
+            chosen = rng.choice(pool, size=min(n, len(pool)), replace=False)
+            records, seqs = index.records(chosen), chosen.tolist()
+            return hits(self._journal, seqs, all_ids(records) or self._journal.ids(seqs), records.vectors)
 
     def delete(self, ids: Sequence[str]) -> int:
         ids = id_list(ids)

@@ -7,7 +7,6 @@ these it cannot be led astray: they hold codes and labels. So opening checks wha
 from __future__ import annotations
 
 import hashlib
-import os
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 import numpy as np
 
 from ..errors import MemoryCorrupt
+from . import page_cache
 
 if TYPE_CHECKING:
     import faiss
@@ -39,7 +39,7 @@ class FaissFile:
         self._check(head, head_sha256)
         self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         self._unread: dict[int, tuple[int, int]] = {}  # where the cells lie that nobody has asked for: start and length
-        if head < size and hasattr(os, "posix_fadvise"):
+        if head < size and not page_cache.is_cached(self._file.fileno(), head, size):
             self._unread = _cells(self.index, head)
 
     def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +51,7 @@ class FaissFile:
 
         near, cells = self.index.quantizer.search(queries, min((params or self.index).nprobe, self.index.nlist))
         for cell in self._unread.keys() & set(cells.ravel().tolist()):
-            os.posix_fadvise(self._file.fileno(), *self._unread.pop(cell), os.POSIX_FADV_WILLNEED)
+            page_cache.want(self._file.fileno(), *self._unread.pop(cell))
         scores, labels = np.empty((len(queries), k), np.float32), np.empty((len(queries), k), np.int64)
         arrays = (faiss.swig_ptr(array) for array in (cells, near, scores, labels))  # type: ignore[attr-defined]
         # The cells need not be looked for again. Of the function that has no suffix the wrapper takes no parameters.

@@ -11,8 +11,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from . import scan
-from .names import widened
-from .segment import Part, Records, Segment, joined
+from .segment import Part, Records, Segment, joined, records_of
 from .where import Condition, Having, evaluate
 
 SCAN = 4096  # up to so many candidates a plain product is quickest
@@ -38,6 +37,7 @@ class VectorIndex:
     """
 
     kind = "exact"
+    sparing = False  # whether it is to take as little memory as it can
 
     def __init__(self, dim: int, segments: Sequence[Segment] = (), seqs: np.ndarray | None = None) -> None:
         self.dim, self.segments = dim, list(segments)
@@ -190,18 +190,9 @@ class VectorIndex:
 
     def _at(self, rows: np.ndarray) -> Records:
         """Copies of the records of rows (int64 [n])."""
-        if len(self.segments) == 1:
-            return self.segments[0].at(rows)
-        width = max((segment.names.shape[1] for segment in self.segments), default=0)
-        found = Records(np.empty((len(rows), self.dim), dtype=np.float32), np.empty((len(rows), width), dtype=np.uint8))
-        start = 0
-        for segment in self.segments:
-            here = (rows >= start) & (rows < start + len(segment))
-            if here.any():
-                vectors, names = segment.at(rows[here] - start)
-                found.vectors[here], found.names[here] = vectors, widened(names, width)
-            start += len(segment)
-        return found
+        if not self.segments:
+            return Records(np.empty((0, self.dim), dtype=np.float32), np.empty((0, 0), dtype=np.uint8))
+        return records_of(self.segments, rows, sparing=self.sparing)
 
     def _rows_of(self, seqs: np.ndarray) -> np.ndarray:
         """The rows of those numbers that are in the index: int64 [m]."""

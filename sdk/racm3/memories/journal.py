@@ -127,16 +127,15 @@ class Journal(Database):
         rows = self.select("SELECT id, seq FROM documents WHERE id IN (?)", map(encoded, ids))
         return {decoded(id): seq for id, seq in rows}
 
-    def ids(self, seqs: Iterable[int]) -> dict[int, str]:
+    def ids(self, seqs: Sequence[int]) -> list[str]:
         """The ids of documents that an index of this state holds. Raises `MemoryCorrupt` when one of them is gone."""
-        seqs = {int(seq) for seq in seqs}
-        rows = self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)
-        if len(rows) != len(seqs):
+        found = {seq: decoded(id) for seq, id in self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)}
+        if gone := set(seqs) - set(found):
             raise MemoryCorrupt(
-                f"{self.place} is damaged: {len(seqs) - len(rows)} documents of its index are not found.",
+                f"{self.place} is damaged: {len(gone)} documents of its index are not found.",
                 "Restore it from a backup.",
             )
-        return {seq: decoded(id) for seq, id in rows}
+        return [found[seq] for seq in seqs]
 
     def hashes(self, seqs: Iterable[int]) -> dict[int, list[str]]:
         """Content hashes of the parts of each document."""
@@ -268,7 +267,7 @@ class Journal(Database):
         self.connection.execute("DELETE FROM fields WHERE name = ?", (encoded(name),))
         having, after, last, read = 0, 0, self.state().last_seq, 0
         while rows := self.rows(after=after, last=last):
-            known = [(row.seq, json.loads(row.metadata)) for row in rows if row.intact]
+            known = [(row.seq, row.values) for row in rows if row.intact]
             values = {seq: {name: metadata[name]} for seq, metadata in known if name in metadata}
             self._tag([(field, seq) for seq, value in values.items() for field in fields_of(value)])
             having, after, read = having + len(values), rows[-1].seq, read + len(rows)
@@ -350,7 +349,7 @@ class Journal(Database):
     def _untagged(self, row: Row) -> set[int]:
         """Take away the tags of a document, and return the fields that they named. A damaged document does not say any
         more which they are; they stay behind, and match nothing, since no sequence number is given twice."""
-        fields = fields_of(json.loads(row.metadata)) if row.intact else ()
+        fields = fields_of(row.values) if row.intact else ()
         statement = "SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)"
         keys = {key for field in fields for (key,) in self.connection.execute(statement, field)}
         self.connection.executemany("DELETE FROM tags WHERE field = ? AND seq = ?", [(key, row.seq) for key in keys])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,9 +43,13 @@ def ids_of(slots: np.ndarray) -> list[str | None]:
     count, width = slots.shape
     if width < _HEAD.size:
         return [None] * count
-    data, found = slots.tobytes(), list[str | None]()
-    for start in range(0, len(data), width):
-        check, length = _HEAD.unpack_from(data, start)
-        id = data[start + _HEAD.size : start + _HEAD.size + length]
+    found = list[str | None]()
+    for check, length, padded in _slot(width).iter_unpack(slots.tobytes()):
+        id = padded[:length]
         found.append(decoded(id) if length and zlib.crc32(id) == check else None)
     return found
+
+
+@lru_cache
+def _slot(width: int) -> struct.Struct:
+    return struct.Struct(f"{_HEAD.format}{width - _HEAD.size}s")

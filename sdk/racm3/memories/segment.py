@@ -10,18 +10,21 @@ from __future__ import annotations
 import hashlib
 import os
 import weakref
-from collections.abc import Callable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 
 from ..errors import MemoryCorrupt
+from . import page_cache
 from .names import widened
 
 ROWS = 16_384  # written at a time
 FEW = 256  # rows that are read one by one
-NOWAIT = getattr(os, "RWF_NOWAIT", 0)  # read what is in memory, and no more than that
+RUN = 5  # bits of a row's number: so many rows, some 64 KB, come into memory with any of them
 
 
 class Records(NamedTuple):
@@ -37,12 +40,10 @@ class Records(NamedTuple):
 
 class Segment:
     """seqs: int64 [n], ascending. vectors: float32 [n, dim], unit norm. names: the slots of their ids, uint8 [n, width].
-    halves: the vectors as float16, of what is mapped.
+    halves and records: the vectors as float16, and the bytes of the records, of what is mapped. size: of a record, in bytes.
 
     path: the file that it is mapped from; None: it is in memory alone. sha256: of that file.
     """
-
-    __slots__ = ("__weakref__", "_descriptor", "halves", "names", "path", "seqs", "sha256", "vectors")
 
     def __init__(
         self,
@@ -50,57 +51,102 @@ class Segment:
         vectors: np.ndarray,
         names: np.ndarray,
         halves: np.ndarray | None = None,
+        records: memoryview | None = None,
         *,
         path: Path | None = None,
         sha256: str = "",
     ) -> None:
-        self.seqs, self.vectors, self.names, self.halves = seqs, vectors, names, halves
-        self.path, self.sha256 = path, sha256
-        self._descriptor: int | None = None
+        self.seqs, self.vectors, self.names, self.halves, self.records = seqs, vectors, names, halves, records
+        self.path, self.sha256, self.size = path, sha256, 4 * vectors.shape[1] + names.shape[1]
+        self.descriptor, cached = -1, True
         if path is not None and hasattr(os, "preadv"):
-            self._descriptor = os.open(path, os.O_RDONLY)
-            weakref.finalize(self, os.close, self._descriptor)
-
-    def at(self, rows: np.ndarray) -> Records:
-        """Copies of the records of rows (int64 [n]).
-
-        A few are read from the file: of a mapping the system would bring in the pages around each of them as well. Raises
-        `MemoryCorrupt` when the file cannot be read any more.
-        """
-        if self._descriptor is None or len(rows) > FEW:
-            return Records(self.vectors[rows], self.names[rows])
-        dim, width = self.vectors.shape[1], self.names.shape[1]
-        size, first = 4 * dim + width, len(self) * (8 + 2 * dim)
-        data = bytearray(size * len(rows))
-        try:
-            _read(self._descriptor, memoryview(data), size, [first + size * row for row in rows.tolist()])
-        except OSError as error:
-            raise MemoryCorrupt(
-                f"The index file {self.path} cannot be read: {error}.", "Open the memory again: it is built anew."
-            ) from error
-        return _records(np.frombuffer(data, dtype=np.uint8), dim, width)
+            self.descriptor = os.open(path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self.descriptor)
+            cached = page_cache.is_cached(self.descriptor, self.first, self.first + self.size * len(seqs))
+        # Of each run of rows, whether it is in the page cache.
+        self.seen = bytearray([cached]) * ((len(seqs) >> RUN) + 1)
 
     def __len__(self) -> int:
         return len(self.seqs)
 
+    @property
+    def first(self) -> int:
+        """Where in the file the records begin."""
+        return len(self.seqs) * (8 + 2 * self.vectors.shape[1])
 
-def _read(descriptor: int, data: memoryview, size: int, places: Sequence[int]) -> None:
-    """Fill a buffer with pieces of a file. Those that are not in memory are brought from the disk side by side."""
+    def has_seen(self, rows: np.ndarray) -> bool:
+        """Whether rows (int64 [n]) are in memory, or in the page cache."""
+        return all(map(self.seen.__getitem__, (rows >> RUN).tolist()))
+
+
+_Unread: TypeAlias = tuple[Segment, int, memoryview]  # a row, and where its record is to be
+
+
+def records_of(segments: Sequence[Segment], rows: np.ndarray, *, sparing: bool) -> Records:
+    """Copies of the records of rows (int64 [n], counted through the segments).
+
+    A few that lie in files are read from these, side by side, where a mapping would wait for one after the other; after the
+    first time, from the mapping. sparing: not so, since it brings in the pages around each of them as well. Raises
+    `MemoryCorrupt` when a file cannot be read any more.
+    """
+    if len(rows) > FEW:
+        return _mapped(segments, rows)
+    if len(segments) == 1 and not sparing and segments[0].has_seen(rows):
+        return Records(segments[0].vectors[rows], segments[0].names[rows])
+    dim, width = segments[0].vectors.shape[1], _width(segments)
+    starts = list(accumulate(map(len, segments), initial=0))
+    data, unread = bytearray((4 * dim + width) * len(rows)), list[_Unread]()
+    room = memoryview(data)
+    for start, row in zip(range(0, len(data), 4 * dim + width), rows.tolist(), strict=True):
+        place = bisect_right(starts, row) - 1
+        segment, row = segments[place], row - starts[place]
+        size = segment.size
+        piece = room[start : start + size]
+        if segment.records is None:
+            piece[:] = segment.vectors[row].tobytes() + segment.names[row].tobytes()
+        elif segment.descriptor < 0 or (segment.seen[row >> RUN] and not sparing):
+            piece[:] = segment.records[size * row : size * (row + 1)]
+        else:
+            unread.append((segment, row, piece))
+    _read(unread)
+    return _records(np.frombuffer(data, dtype=np.uint8), dim, width)
+
+
+def _mapped(segments: Sequence[Segment], rows: np.ndarray) -> Records:
+    dim, width, start = segments[0].vectors.shape[1], _width(segments), 0
+    found = Records(np.empty((len(rows), dim), dtype=np.float32), np.empty((len(rows), width), dtype=np.uint8))
+    for segment in segments:
+        here = (rows >= start) & (rows < start + len(segment))
+        if here.any():
+            within = rows[here] - start
+            found.vectors[here], found.names[here] = segment.vectors[within], widened(segment.names[within], width)
+        start += len(segment)
+    return found
+
+
+def _read(unread: Sequence[_Unread]) -> None:
+    """Fill buffers with records, by their rows."""
     waiting = []
-    for number, place in enumerate(places):
-        piece = data[size * number : size * (number + 1)]
+    for segment, row, piece in unread:
+        place = segment.first + len(piece) * row
         try:
-            if os.preadv(descriptor, (piece,), place, NOWAIT) == size:
+            if os.preadv(segment.descriptor, (piece,), place, page_cache.NOWAIT) == len(piece):
+                segment.seen[row >> RUN] = True
                 continue
         except OSError:  # it is not in memory; or the file system cannot tell, or the file is damaged
             pass
-        waiting.append((piece, place))
-    if hasattr(os, "posix_fadvise"):
-        for _, place in waiting:
-            os.posix_fadvise(descriptor, place, size, os.POSIX_FADV_WILLNEED)
-    for piece, place in waiting:
-        if os.preadv(descriptor, (piece,), place) != size:
-            raise OSError("it has become shorter")
+        waiting.append((segment, row, piece, place))
+    for segment, _, piece, place in waiting:
+        page_cache.want(segment.descriptor, place, len(piece))
+    for segment, row, piece, place in waiting:
+        try:
+            if os.preadv(segment.descriptor, (piece,), place) != len(piece):
+                raise OSError("it has become shorter")
+        except OSError as error:
+            raise MemoryCorrupt(
+                f"The index file {segment.path} cannot be read: {error}.", "Open the memory again: it is built anew."
+            ) from error
+        segment.seen[row >> RUN] = True
 
 
 def _records(data: np.ndarray, dim: int, width: int) -> Records:
@@ -125,7 +171,11 @@ def joined(parts: Sequence[Part]) -> Segment:
 
 def width_of(parts: Sequence[Part]) -> int:
     """Bytes of a slot that holds the id of any of them."""
-    return max(segment.names.shape[1] for segment, _ in parts)
+    return _width(segment for segment, _ in parts)
+
+
+def _width(segments: Iterable[Segment]) -> int:
+    return max(segment.names.shape[1] for segment in segments)
 
 
 def write(parts: Sequence[Part], file: BinaryIO) -> str:
@@ -158,12 +208,13 @@ def mapped(path: Path, rows: int, dim: int, width: int, sha256: str) -> Segment:
     # Copy-on-write only because torch warns of arrays that cannot be written; nothing here writes.
     data = np.memmap(path, dtype=np.uint8, mode="c")
     halves = data[8 * rows : rows * (8 + 2 * dim)].view("<f2")
-    vectors, names = _records(data[rows * (8 + 2 * dim) :], dim, width)
+    records = data[rows * (8 + 2 * dim) :]
+    vectors, names = _records(records, dim, width)
     # Read, and not mapped: all of them are looked at now, and would be in memory twice.
     seqs = np.fromfile(path, dtype="<i8", count=rows)
     if len(seqs) != rows or seqs[0] < 1 or not (seqs[1:] > seqs[:-1]).all():
         raise ValueError("its numbers do not ascend")
     return Segment(
         seqs, vectors.view(np.ndarray), names.view(np.ndarray), halves.reshape(rows, dim).view(np.ndarray),
-        path=path, sha256=sha256,
+        records.data, path=path, sha256=sha256,
     )  # fmt: skip

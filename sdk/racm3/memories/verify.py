@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ def problems(journal: Journal, progress: Progress | None = None) -> Iterator[str
                 continue
             if encoder is None or len(row.vector) not in (2 * encoder.dim, 4 * encoder.dim):
                 yield f"The vector of document {row.name!r} has another width than the encoder."
-            fields = fields_of(json.loads(row.metadata))
+            fields = fields_of(row.values)
             tags += len(fields)
             if journal.tagged(row.seq, fields) != len(fields):
                 yield f"Filters do not find document {row.name!r} by its metadata; indexing its fields anew mends it."
