@@ -196,10 +196,14 @@ class VectorIndex:
 
     def _rows_of(self, seqs: np.ndarray) -> np.ndarray:
         """The rows of those numbers that are in the index: int64 [m]."""
-        if not len(seqs):
+        count = len(self.seqs)
+        if not len(seqs) or not count:
             return np.empty(0, dtype=np.int64)
-        rows = np.minimum(np.searchsorted(self.seqs, seqs), max(0, len(self.seqs) - 1))
-        return rows[self.seqs[rows] == seqs] if len(self.seqs) else rows[:0]
+        first, last = self.seqs[0], self.seqs[-1]
+        if last - first == count - 1:  # none is missing between them
+            return seqs[(seqs >= first) & (seqs <= last)] - first
+        rows = np.minimum(np.searchsorted(self.seqs, seqs), count - 1)
+        return rows[self.seqs[rows] == seqs]
 
 
 def _scores(records: Records, query: np.ndarray) -> np.ndarray:

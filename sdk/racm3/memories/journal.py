@@ -96,18 +96,21 @@ class Journal(Database):
 
     def _numbers(self, statement: str, parameters: Sequence[Any]) -> np.ndarray:
         """The numbers that a statement selects, ascending. Sorted here: asked for an order, SQLite would walk the table with
-        its vectors instead of a slim index. And one string is read twice as quickly as a row for each number."""
+        its vectors instead of a slim index. And one string is read in a fifth of the time of a row for each number."""
         import numpy as np
 
-        found = self.one(f"SELECT group_concat(seq) FROM ({statement})", parameters)
-        if found is None:
-            return np.empty(0, dtype=np.int64)
+        count, listed = self.connection.execute(
+            f"SELECT count(*), group_concat(seq) FROM ({statement})", parameters
+        ).fetchone()
         try:
-            return np.sort(np.array(found.split(","), dtype=np.int64))
-        except (AttributeError, ValueError, OverflowError) as error:
+            numbers = np.fromstring(listed or "", dtype=np.int64, sep=",")
+        except (ValueError, DeprecationWarning):  # an older numpy warns of what it cannot read to its end
+            numbers = np.empty(0, dtype=np.int64)
+        if len(numbers) != count:
             raise MemoryCorrupt(
                 f"{self.place} is damaged: the numbers of its documents are none.", "Restore it from a backup."
-            ) from error
+            )
+        return np.sort(numbers)
 
     def seqs_named(self, names: Collection[str]) -> np.ndarray:
         """Numbers of all documents that have one of the names as id, content hash, or content hash of a part: int64 [m]."""
