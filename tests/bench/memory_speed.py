@@ -7,7 +7,8 @@
 Linux. Every store is in a process of its own and does the same as the others in turn, in rounds of random order, one of
 them at a time. Writes memory_speed.<documents>.json beside this file and makes memory_speed.md of all of these; nothing
 is fetched. A million documents take 40 GB of disk below --folder, and 16 GB of memory. Of fewer, the files of a store are
-read before its turn, so that they are in memory whatever the system, or what it runs on, takes back in between.
+read before its turn, so that they are in memory whatever the system, or what it runs on, takes back in between; before
+documents are added one by one, those of all stores that are added to, where they fit in memory together.
 
 --stores: by how their names begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
 installed is left out. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
@@ -180,9 +181,9 @@ class Bench:
                         self.stores[name]["search"][kind]["recalls"].append(found["recall"])
             self.say(f"searched, filter {kind}")
 
-    def warm(self, name: str) -> None:
+    def warm(self, name: str, always: bool = False) -> None:
         """Bring the files of a store into memory, where all stores fit."""
-        if self.warms:
+        if self.warms or always:
             for path in self.path(name, "full").rglob("*"):
                 if path.is_file():
                     with path.open("rb", buffering=0) as file:
@@ -197,10 +198,14 @@ class Bench:
         for name in [name for name in self.live if name in ("racm3 exact", "racm3 hnsw", "racm3 ivf")]:
             with self.trying(name, "beside raw faiss"):
                 process = self.live[name]
-                process("make_raw", held=self.stores[name]["held"])
+                process("make_raw", by_factory=False, **self.against(name))
                 raw: dict[str, Any] = {"recall": process("recall_raw", **self.against(name))}
                 raw["one"] = self.rounds(name, SLOT, 1, {"as it comes": None})
-                if name == "racm3 exact":
+                if name != "racm3 exact":
+                    process("make_raw", by_factory=True, **self.against(name))
+                    raw["recall_by_factory"] = process("recall_raw", **self.against(name))
+                    raw["one"] |= self.rounds(name, SLOT, 1, {"by its factory": None})
+                else:
                     # From so many queries on it uses BLAS: for one already, or not even for 200.
                     raw["one"] |= self.rounds(name, SLOT, 1, {"BLAS": 1})
                     raw["200"] = self.rounds(name, 1, 200, {"as it comes": None})
@@ -275,6 +280,11 @@ class Bench:
     def single_adds(self) -> None:
         ready = [name for name, store in self.stores.items() if store.get("open")]
         names = [name for name in ready if not name.startswith("racm3") or name == "racm3 exact"]
+        room = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        self.result["warmed_for_adding"] = sum(self.stores[name].get("bytes", 0) for name in names) < room
+        if self.result["warmed_for_adding"]:
+            for name in names:
+                self.warm(name, always=True)
         self.resume(names)
         bare: list[float] = []
         with (self.given.folder / "bare").open("wb", buffering=0) as file:

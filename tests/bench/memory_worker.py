@@ -115,10 +115,15 @@ class Worker:
                 break
         return resident()
 
-    def make_raw(self, held: int) -> None:
-        """Make ready the index of raw faiss that a search of racm3 is compared with."""
+    def make_raw(self, truth: str, held: int, by_factory: bool) -> None:
+        """Make ready the index of raw faiss that a search of racm3 is compared with; by_factory: one as faiss makes it."""
         assert isinstance(self._store, Racm3)
         self._raw = Raw(self._store.folder / "memory", self._data.vectors[:held])
+        if by_factory:
+            nearest, asked = self._truth("none", truth, held)[:ASKED], self._queries[:ASKED]
+            self._raw.make_by_factory(
+                self._data.vectors[:held], lambda found: self._recall(found, nearest, "none", 0) >= ENOUGH, asked
+            )
 
     def beside_raw(self, first: int, n: int, threshold: int | None, together: int, raw_begins: bool) -> dict[str, Any]:
         """Ids and scores of `together` queries at a time, n times by racm3 and n times by raw faiss; not in turn, since the
@@ -202,16 +207,48 @@ class Raw:
 
         made = json.loads((memory / "index.json").read_text(encoding="utf-8"))["index"]
         self.parameters: Any = None
+        self.kind = "exact" if made is None else made["kind"]
         if made is None:
             self.index: Any = faiss.IndexFlatIP(vectors.shape[1])
-            for start in range(0, len(vectors), 50_000):
-                self.index.add(np.array(vectors[start : start + 50_000]))
+            self._fill(vectors)
         else:
             self.index = faiss.read_index(str(memory / made["file"]))
-            if made["kind"] == "hnsw":
-                self.parameters = faiss.SearchParametersHNSW(efSearch=made["effort"])
-            else:
-                self.parameters = faiss.SearchParametersIVF(nprobe=made["effort"])
+            self._look(made["effort"])
+
+    def make_by_factory(
+        self, vectors: np.ndarray, enough: Callable[[list[list[int]]], bool], queries: np.ndarray
+    ) -> None:
+        """Put one in its place as faiss's factory makes it: of hnsw a graph of its own with its defaults, looking no further
+        than to find enough; of ivf the same cells, as widely, found by their centres in float32."""
+        import faiss
+
+        if self.kind == "hnsw":
+            self.index = faiss.index_factory(vectors.shape[1], "HNSW32_SQfp16", faiss.METRIC_INNER_PRODUCT)
+            self.index.train(np.array(vectors[:1000]))
+            self._fill(vectors)
+            effort = K
+            self._look(effort)
+            while not enough(self.search(queries)[1].tolist()) and effort < 2048:
+                effort = effort * 5 // 4
+                self._look(effort)
+        else:
+            centres, by_codes = faiss.IndexFlatIP(vectors.shape[1]), faiss.downcast_index(self.index.quantizer)
+            centres.add(by_codes.refine_index.reconstruct_n(0, self.index.nlist))
+            self.index.own_fields = False
+            self.index.quantizer = centres
+            self._kept = centres, by_codes
+
+    def _fill(self, vectors: np.ndarray) -> None:
+        for start in range(0, len(vectors), 50_000):
+            self.index.add(np.array(vectors[start : start + 50_000]))
+
+    def _look(self, effort: int) -> None:
+        import faiss
+
+        if self.kind == "hnsw":
+            self.parameters = faiss.SearchParametersHNSW(efSearch=effort)
+        else:
+            self.parameters = faiss.SearchParametersIVF(nprobe=effort)
 
     def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.index.search(queries, K, params=self.parameters)

@@ -46,7 +46,7 @@ CODED = 64  # cells, from which on it is worth finding them by codes
 REFINED = 8  # times as many of these as are scanned are told apart by their centres
 ROUNDS = 5  # of k-means over all cells, behind a start that is near already
 NEIGHBOURS = 24  # of a node in the graph of hnsw
-CANDIDATES = 64  # among which these are chosen: FAISS's 40 are sooner found, but then twice as many are searched for as much
+CANDIDATES = 64  # among which they are chosen: of 40, as FAISS has it, a search would take twice as long
 FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
 ASKED, NEAREST = 256, 10  # so many documents, and so many neighbours of each
 GAIN = 0.001  # in that share, for which it is worth looking half as far again
@@ -219,7 +219,7 @@ class ApproximateIndex(VectorIndex):
         super().__init__(index.dim, index.segments, index.seqs)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
         self.kind, self.faiss, self.effort, self.recall, self.file = kind, faiss, effort, recall, file
-        self.sparing = kind == "ivf-pq"
+        self.sparing = kind not in AS_HALVES
         self._late = np.empty((0, self.dim), dtype=np.float32)  # vectors of the documents that came after the others
         self._doubt = scan.doubt(self.dim, rounded=1)
 

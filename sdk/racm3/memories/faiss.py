@@ -160,7 +160,7 @@ class FaissMemory(MemoryStore):
             allowed = None if condition is None else index.matching(condition, self._journal.seqs_having)
             excluded = [self._journal.seqs_named(names) for names in left_out]
             found = index.nearest(queries, k, allowed=allowed, excluded=excluded)
-            answers = list[list[Hit]]()
+            answers = []
             for scores, rows, records in found:
                 seqs = index.seqs[rows].tolist()
                 ids = all_ids(records) or self._journal.ids(seqs)
@@ -174,7 +174,7 @@ class FaissMemory(MemoryStore):
             index = self._index
             if index is None or not k or (index.last_seq, index.generation) != self._journal.state():
                 return None
-            queries, answers = unit_vectors(vectors, index.dim), list[list[Hit]]()
+            queries, answers = unit_vectors(vectors, index.dim), []
             for scores, rows, records in index.nearest(queries, k, allowed=None, excluded=[NOTHING] * len(queries)):
                 if (ids := all_ids(records)) is None:
                     return None

@@ -37,7 +37,7 @@ class VectorIndex:
     """
 
     kind = "exact"
-    sparing = False  # whether it is to take as little memory as it can
+    sparing = True  # of memory, before time
 
     def __init__(self, dim: int, segments: Sequence[Segment] = (), seqs: np.ndarray | None = None) -> None:
         self.dim, self.segments = dim, list(segments)
@@ -142,11 +142,8 @@ class VectorIndex:
         if not pool:
             return [self._best(query, np.empty(0, np.int64), k) for query in queries]
         find = self._look_at_all if pool <= SCAN else self._scan if allowed is not None else self._find
-        answer = list[Found]()
-        for start in range(0, len(queries), QUERIES):
-            block = slice(start, start + QUERIES)
-            answer += find(queries[block], k, wanted, left_out[block])
-        return answer
+        blocks = (slice(start, start + QUERIES) for start in range(0, len(queries), QUERIES))
+        return [found for block in blocks for found in find(queries[block], k, wanted, left_out[block])]
 
     def _find(
         self, queries: np.ndarray, k: int, wanted: np.ndarray | None, excluded: Sequence[np.ndarray]

@@ -43,7 +43,7 @@ def ids_of(slots: np.ndarray) -> list[str | None]:
     count, width = slots.shape
     if width < _HEAD.size:
         return [None] * count
-    found = list[str | None]()
+    found: list[str | None] = []
     for check, length, padded in _slot(width).iter_unpack(slots.tobytes()):
         id = padded[:length]
         found.append(decoded(id) if length and zlib.crc32(id) == check else None)

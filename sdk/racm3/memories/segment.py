@@ -95,7 +95,7 @@ def records_of(segments: Sequence[Segment], rows: np.ndarray, *, sparing: bool) 
         return Records(segments[0].vectors[rows], segments[0].names[rows])
     dim, width = segments[0].vectors.shape[1], _width(segments)
     starts = list(accumulate(map(len, segments), initial=0))
-    data, unread = bytearray((4 * dim + width) * len(rows)), list[_Unread]()
+    data, unread = bytearray((4 * dim + width) * len(rows)), []
     room = memoryview(data)
     for start, row in zip(range(0, len(data), 4 * dim + width), rows.tolist(), strict=True):
         place = bisect_right(starts, row) - 1
