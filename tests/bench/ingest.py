@@ -62,7 +62,7 @@ def opened(folder: Path) -> Iterator[FaissMemory]:
     try:
         yield memory
     finally:
-        memory._stale = False  # no snapshot: what is measured is the truth
+        memory._kept.stale = False  # no snapshot: what is measured is the truth
         memory.close()
 
 

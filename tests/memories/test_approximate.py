@@ -91,7 +91,7 @@ def test_each_index_finds_what_is_there_through_changes_and_reopening(tmp_path, 
         memory.bind(ENCODER)
         memory.add(DOCUMENTS[:1200], VECTORS[:1200])
         memory.reindex(kind)
-        assert memory._index.kind == kind and memory.stats()["index"] == kind
+        assert memory._kept.index.kind == kind and memory.stats()["index"] == kind
         memory.add(DOCUMENTS[1200:], VECTORS[1200:])
         gone = [f"d{n:04d}" for n in range(0, 1500, 9)]
         memory.delete(gone)
@@ -102,11 +102,11 @@ def test_each_index_finds_what_is_there_through_changes_and_reopening(tmp_path, 
         assert_finds(memory, state, kind)
         vector = memory.search(QUERIES[:1], k=1)[0][0].vector
         assert any(np.array_equal(vector, one) for one in state.values())  # not a compressed one
-        measured = getattr(memory._index, "recall", None), getattr(memory._index, "effort", None)
+        measured = getattr(memory._kept.index, "recall", None), getattr(memory._kept.index, "effort", None)
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, state, kind)
-        assert memory._index.kind == kind and memory.stats()["recall"] == measured[0]
-        assert measured == (getattr(memory._index, "recall", None), getattr(memory._index, "effort", None))
+        assert memory._kept.index.kind == kind and memory.stats()["recall"] == measured[0]
+        assert measured == (getattr(memory._kept.index, "recall", None), getattr(memory._kept.index, "effort", None))
         assert memory.verify() == []
 
 
@@ -143,13 +143,13 @@ def test_a_memory_is_in_use_while_its_index_is_made(tmp_path, kind, kept, monkey
         memory.reindex(kind, meanwhile)
         state = dict(zip((document.id for document in DOCUMENTS), VECTORS, strict=True))
         state = {id: vector for id, vector in state.items() if id not in gone} | {DOCUMENTS[1].id: VECTORS[2]}
-        assert memory._index.kind == kind and len(memory) == len(state)
+        assert memory._kept.index.kind == kind and len(memory) == len(state)
         assert_finds(memory, state, kind)
         assert memory.verify() == []
     if kept:
         with FaissMemory(tmp_path / "memory") as memory:
             assert_finds(memory, state, kind)
-            assert memory._index.kind == kind and memory.verify() == []
+            assert memory._kept.index.kind == kind and memory.verify() == []
 
 
 def test_an_index_that_cannot_be_written_leaves_the_one_there_is(tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_an_index_that_is_lost_is_built_again_of_the_same_kind(tmp_path, caplog)
     path.write_bytes(b"torn")
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, dict(zip([d.id for d in DOCUMENTS], VECTORS, strict=True)), "ivf")
-        assert memory._index.kind == "ivf"
+        assert memory._kept.index.kind == "ivf"
     assert f"The memory at {tmp_path} makes its index ivf anew, of 1,500 documents." in caplog.messages
 
 
@@ -181,10 +181,10 @@ def test_an_index_becomes_what_it_is_called_when_there_are_documents_enough(tmp_
         memory.bind(ENCODER)
         memory.add(DOCUMENTS[:150], VECTORS[:150])
         memory.reindex("ivf")
-        assert memory._index.kind == "exact"
+        assert memory._kept.index.kind == "exact"
         memory.add(DOCUMENTS[150:], VECTORS[150:])
         memory.flush()
-        assert memory._index.kind == "ivf"
+        assert memory._kept.index.kind == "ivf"
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf"])
@@ -196,8 +196,8 @@ def test_an_index_looks_as_far_as_it_has_to(kind):
             memory.bind(ENCODER)
             memory.add(DOCUMENTS, vectors)
             memory.reindex(kind)
-            assert memory._index.recall >= approximate.FOUND
-            efforts.append(memory._index.effort)
+            assert memory._kept.index.recall >= approximate.FOUND
+            efforts.append(memory._kept.index.effort)
     assert efforts[0] <= efforts[1] and (kind == "hnsw" or efforts[0] < efforts[1])
 
 
@@ -225,7 +225,7 @@ def test_many_tombstones_are_cleared_away(tmp_path, kind):
         memory.reindex(kind)
         memory.delete([document.id for document in DOCUMENTS[:700]])
         memory.flush()
-        assert memory._index.dead == 0 and memory._index.kind == kind
+        assert memory._kept.index.dead == 0 and memory._kept.index.kind == kind
         assert_finds(memory, {d.id: v for d, v in zip(DOCUMENTS[700:], VECTORS[700:], strict=True)}, kind)
 
 
@@ -287,7 +287,7 @@ def test_an_index_that_cannot_be_made_any_more_gives_way_to_an_exact_one(tmp_pat
         assert "IVF100,Flat" in caplog.text and "An exact one is made" in caplog.text
         memory.add(DOCUMENTS[50:], VECTORS[50:])
         memory.flush()
-        assert memory._index.kind == "IVF100,Flat"
+        assert memory._kept.index.kind == "IVF100,Flat"
 
 
 def test_a_damaged_name_of_the_index_costs_no_answer(tmp_path, caplog):
@@ -313,7 +313,7 @@ def test_of_very_few_documents_there_is_nothing_to_measure(kind, documents, monk
         memory.bind(ENCODER)
         memory.add(DOCUMENTS[:documents], VECTORS[:documents])
         memory.reindex(kind)
-        assert memory._index.kind == kind and memory._index.recall is None
+        assert memory._kept.index.kind == kind and memory._kept.index.recall is None
         assert len(memory.search(QUERIES[:1], k=5)[0]) == documents
 
 
@@ -340,7 +340,7 @@ def test_few_new_documents_are_scanned_and_many_enter_the_index(tmp_path, kind, 
         before = saved(tmp_path).name
         memory.add(DOCUMENTS[-50:-40], VECTORS[-50:-40])
         assert_finds(memory, {id: state[id] for id in list(state)[:-40]}, kind)
-        made = memory._index
+        made = memory._kept.index
         assert made.file is not None and made.faiss.ntotal == N - 50
         # What is new is found like all others: with filters, without what is excluded, and after it was removed.
         for number in range(N - 50, N - 40):
@@ -358,14 +358,14 @@ def test_few_new_documents_are_scanned_and_many_enter_the_index(tmp_path, kind, 
             saved(tmp_path).unlink()
         memory.add(DOCUMENTS[-40:], VECTORS[-40:])
         assert_finds(memory, state, kind)
-        assert memory._index.file is None and memory._index.faiss.ntotal == N
+        assert memory._kept.index.file is None and memory._kept.index.faiss.ntotal == N
         state["d0003"] = VECTORS[1451]
         memory.add(DOCUMENTS[3:4], VECTORS[1451:1452], on_duplicate="replace")
         assert_finds(memory, state, kind)
         assert memory.search(VECTORS[1451:1452], k=1)[0][0].id == "d0003"
     with FaissMemory(tmp_path) as memory:
         assert_finds(memory, state, kind)
-        assert memory._index.faiss.ntotal == N + 1 and saved(tmp_path).name != before and not memory.verify()
+        assert memory._kept.index.faiss.ntotal == N + 1 and saved(tmp_path).name != before and not memory.verify()
 
 
 @pytest.mark.parametrize("kind", ["ivf", "ivf-pq"])
@@ -377,7 +377,7 @@ def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, m
     monkeypatch.setattr(os, "posix_fadvise", lambda _, start, length, advice: brought.append((start, length)))
     with FaissMemory(tmp_path) as memory:
         memory.refresh()
-        index = memory._index.faiss
+        index = memory._kept.index.faiss
         cells = {}
         for cell in range(index.nlist):
             n = index.invlists.list_size(cell) * index.code_size
@@ -386,7 +386,7 @@ def test_the_cells_that_a_query_needs_are_brought_side_by_side(tmp_path, kind, m
         for query in QUERIES[:2]:
             brought.clear()
             memory.search(query[None], k=3)
-            _, (near,) = index.quantizer.search(query[None], memory._index.effort)
+            _, (near,) = index.quantizer.search(query[None], memory._kept.index.effort)
             held = [data[start : start + length] for start, length in brought if length > 4 * DIM]
             assert held and all(any(piece.startswith(cells[cell]) for cell in near.tolist()) for piece in held)
         assert answers(memory, 10) == expected
@@ -413,7 +413,7 @@ def test_cells_are_found_by_codes_as_by_their_centres(monkeypatch):
             memory.bind(ENCODER)
             memory.add(DOCUMENTS, VECTORS)
             memory.reindex("ivf")
-            made = memory._index.faiss
+            made = memory._kept.index.faiss
             assert type(faiss.downcast_index(made.quantizer)).__name__ == name
             found[name] = made.quantizer.search(QUERIES, 4)[1]
     shared = [len(set(one) & set(other)) for one, other in zip(*found.values(), strict=True)]
@@ -426,7 +426,7 @@ def test_a_lost_index_file_is_written_again(tmp_path):
         saved(tmp_path).unlink()
         memory.add(DOCUMENTS[-5:], VECTORS[-5:])
         memory.flush()
-        assert memory._index.faiss.ntotal == N - 45 and not memory.verify()
+        assert memory._kept.index.faiss.ntotal == N - 45 and not memory.verify()
 
 
 @pytest.mark.parametrize("below", [2**63, N - 50, 5])  # labels that are none, that are others', that are few
@@ -469,5 +469,5 @@ def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog
     path.write_bytes({"shorter": data[:-1], "longer": data + b"0", "empty": b""}.get(damage, data))
     with FaissMemory(tmp_path) as memory:
         memory.refresh()
-        assert "is passed over" in caplog.text and memory._index.kind == kind
+        assert "is passed over" in caplog.text and memory._kept.index.kind == kind
         assert_finds(memory, {document.id: VECTORS[n] for n, document in enumerate(DOCUMENTS[: N - 50])}, kind)

@@ -338,7 +338,7 @@ def test_a_missing_torn_or_foreign_snapshot_is_built_anew(folder, expected, dama
 
 
 def test_the_building_of_an_index_that_takes_long_is_told(folder, monkeypatch, caplog):
-    monkeypatch.setattr("racm3.memories.faiss.PATIENT", -1.0)
+    monkeypatch.setattr("racm3.memories.kept_index.PATIENT", -1.0)
     (folder / "index.json").unlink()
     with FaissMemory(folder) as memory:
         answer(memory)

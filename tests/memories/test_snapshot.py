@@ -9,7 +9,7 @@ import pytest
 
 from racm3.document import Document
 from racm3.interfaces import Encoder
-from racm3.memories import faiss, index, scan, snapshot
+from racm3.memories import index, kept_index, scan, snapshot
 from racm3.memories.faiss import FaissMemory
 
 DIM = 16
@@ -54,7 +54,7 @@ def memory(tmp_path):
 
 
 def test_what_was_written_on_the_way_and_joined_since_is_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(faiss, "HELD", 500)
+    monkeypatch.setattr(kept_index, "HELD", 500)
     with FaissMemory(tmp_path) as memory:
         memory.bind(ENCODER)
         memory.add(texts(1000), unit(0, 1000))
@@ -90,7 +90,7 @@ def test_what_was_removed_stays_removed_until_it_is_cleared_away(memory, tmp_pat
     assert json.loads((tmp_path / "index.json").read_text())["removed"] == [4, 51]
     expected = answer(memory)
     with FaissMemory(tmp_path, read_only=True) as other:
-        assert answer(other) == expected and other._index.dead == 2 and other.verify() == []
+        assert answer(other) == expected and other._kept.index.dead == 2 and other.verify() == []
     memory.delete([f"d{n:05d}" for n in range(60, 90)])
     memory.flush()
     assert rows(tmp_path) == [68] and len(files(tmp_path)) == 1
@@ -105,7 +105,7 @@ def test_what_was_removed_stays_removed_until_it_is_cleared_away(memory, tmp_pat
 
 
 def test_a_memory_that_is_indexed_anew_holds_few_vectors_at_a_time(memory, tmp_path, monkeypatch):
-    monkeypatch.setattr(faiss, "HELD", 600)  # the journal is read in batches of 512
+    monkeypatch.setattr(kept_index, "HELD", 600)  # the journal is read in batches of 512
     memory.add(texts(1600, 100), unit(1, 1600))
     memory.flush()
     expected = answer(memory)
@@ -113,8 +113,8 @@ def test_a_memory_that_is_indexed_anew_holds_few_vectors_at_a_time(memory, tmp_p
         path.unlink()
     with FaissMemory(tmp_path) as other:
         assert answer(other) == expected
-        held = [len(segment) for segment in other._index.segments if segment.path is None]
-        assert sum(held) < 600 < sum(map(len, other._index.segments)) == 1700
+        held = [len(segment) for segment in other._kept.index.segments if segment.path is None]
+        assert sum(held) < 600 < sum(map(len, other._kept.index.segments)) == 1700
         other.flush()
         assert other.verify() == [] and sum(rows(tmp_path)) == 1700
 
@@ -167,7 +167,7 @@ def test_what_a_filter_finds_is_remembered_and_new_documents_are_asked_for(memor
 def test_only_the_filters_asked_for_last_are_remembered(memory):
     for number in range(3 * index.FILTERS):
         answer(memory, {"even": number})
-    assert len(memory._index._filters) == index.FILTERS
+    assert len(memory._kept.index._filters) == index.FILTERS
 
 
 def test_what_another_process_is_writing_is_left_alone(memory, tmp_path):

@@ -5,7 +5,7 @@
         memory.add(documents, retriever.encode_document(documents))
         hits = memory.search(retriever.encode_query(queries), k=10, where={"style": "noto"})
 
-The journal is the truth and the index a cache: every search first takes in what was written since, by whichever process.
+The journal is the truth, and the index a cache of it (`kept_index`).
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,25 +21,22 @@ import numpy as np
 
 from ..document import Document
 from ..durable import make_folder, part_of
-from ..errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError, nearest
+from ..errors import EncoderMismatch, MemoryStoreError, nearest
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
 from . import snapshot
 from .answer import all_ids, hits
-from .approximate import check_name, chosen, made_of
+from .approximate import check_name, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
 from .database import DATABASE, database_of
-from .index import VectorIndex
-from .journal import Journal, State
-from .names import slots
+from .journal import Journal
+from .kept_index import KeptIndex
 from .rows import vectors_of
 from .vectors import unit_vectors
 from .verify import disagreements, problems
 from .where import parse
 
 STREAMED = 32  # documents, with their images, that items() holds at a time
-HELD = 65_536  # new vectors held in memory before they are written, where an index can be
 NOTHING = np.empty(0, dtype=np.int64)
-PATIENT = 5.0  # seconds of work on an index, after which it is said how far that has come, and so on
 
 logger = logging.getLogger("racm3.memories")
 
@@ -83,15 +79,11 @@ class FaissMemory(MemoryStore):
             database, read_only = database_of(self._folder, read_only)
         self._journal = Journal(database, read_only=read_only, durable=durable)
         self._encoder: Encoder | None = None
-        self._index: VectorIndex | None = None
+        self._kept = KeptIndex(self._journal, self._folder)
         self._reindexing = threading.Lock()
-        self._stale = False  # whether a snapshot on disk would be worth writing
-        if self._folder is not None and not read_only:
-            # After the database was put back to an earlier state, new documents would get the numbers of lost ones.
+        if not read_only:
             with self._journal.reading():
-                saved, state = snapshot.saved_state(self._folder), self._journal.state()
-            if saved is not None and (saved.last_seq > state.last_seq or saved.generation > state.generation):
-                snapshot.discard(self._folder)
+                self._kept.discard_later()
 
     @property
     def read_only(self) -> bool:
@@ -135,7 +127,7 @@ class FaissMemory(MemoryStore):
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
         with self._journal.writing():
             ids = self._journal.add(with_vectors(documents, rows), on_duplicate, refer=self._refers)
-        self._stale = True
+        self._kept.stale = True
         return ids
 
     def search(
@@ -152,7 +144,7 @@ class FaissMemory(MemoryStore):
         if condition is None and exclude is None and (answer := self._answer_at_once(vectors, k)) is not None:
             return answer
         with self._journal.reading():
-            index = self._caught_up()
+            index = self._kept.caught_up()
             queries = unit_vectors(vectors, None if index is None else index.dim)
             left_out = exclusions(exclude, len(queries))
             if index is None or k == 0:
@@ -171,8 +163,8 @@ class FaissMemory(MemoryStore):
         """The answer to a search without conditions, where the index knows all of it: nothing has come since, as one statement
         tells, and all ids lie beside the vectors. None where it does not."""
         with self._journal.looking():
-            index = self._index
-            if index is None or not k or (index.last_seq, index.generation) != self._journal.state():
+            index = self._kept.current()
+            if index is None or not k:
                 return None
             queries, answers = unit_vectors(vectors, index.dim), []
             for scores, rows, records in index.nearest(queries, k, allowed=None, excluded=[NOTHING] * len(queries)):
@@ -212,7 +204,7 @@ class FaissMemory(MemoryStore):
         condition = None if where is None else parse(where)
         check_count("n", n, "documents")
         with self._journal.reading():
-            index = self._caught_up()
+            index = self._kept.caught_up()
             if index is None:
                 return []
             pool = index.live
@@ -227,7 +219,7 @@ class FaissMemory(MemoryStore):
         with self._journal.writing():
             seqs = list(self._journal.seqs_of(ids).values())
             self._journal.remove(seqs)
-        self._stale = True
+        self._kept.stale = True
         return len(seqs)
 
     def __len__(self) -> int:
@@ -237,30 +229,24 @@ class FaissMemory(MemoryStore):
     def refresh(self) -> None:
         """Take in what other processes have written since. Every search does so of itself; this does it ahead of one."""
         with self._journal.reading():
-            self._caught_up()
+            self._kept.caught_up()
 
     def flush(self) -> None:
         """Bring the index and its snapshot on disk up to date, which makes opening quick. Documents are safe without it."""
         with self._journal.reading():
-            if self._folder is None or self.read_only or snapshot.saved_state(self._folder) == self._journal.state():
-                return
-            index = self._caught_up()
-            if index is not None and index.last_seq:
-                if index.kind != chosen(self._journal.index_name(), len(index.live)):  # it has grown into its name
-                    index = self._named(index)
-                self._index = snapshot.save(index, self._folder)
-        self._stale = False
+            if not self.read_only:
+                self._kept.flush()
 
     def close(self) -> None:
         """Write the snapshot if there is something new in it, and release files. Closing twice does no harm."""
         try:
-            if self._stale and not self._journal.closed:
+            if self._kept.stale and not self._journal.closed:
                 self.flush()
         except MemoryStoreError as error:
             logger.warning("The memory is closed without a snapshot of its index: %s", error)
         finally:
             self._journal.close()
-            self._index = None
+            self._kept.index = None
 
     def stats(self) -> dict[str, Any]:
         """What is stored: documents, texts, images, fields with their documents, encoder, and bytes on disk; the name of the
@@ -286,7 +272,7 @@ class FaissMemory(MemoryStore):
                 found.extend(problems(self._journal, progress))
                 if self._folder is not None and snapshot.damaged(self._folder):
                     found.append("The snapshot of the index is damaged; compacting the memory builds it anew.")
-                elif not found and (index := self._caught_up()) is not None:
+                elif not found and (index := self._kept.caught_up()) is not None:
                     found.extend(disagreements(self._journal, index))
         except MemoryStoreError as error:
             if self._journal.closed:
@@ -303,9 +289,9 @@ class FaissMemory(MemoryStore):
             with self._journal.reading():
                 encoder, damaged = self._journal.encoder(), snapshot.damaged(self._folder)
                 if encoder is not None:
-                    index = self._built(encoder.dim) if damaged else self._caught_up()
+                    index = self._kept.built(encoder.dim) if damaged else self._kept.caught_up()
                     assert index is not None
-                    self._index = snapshot.save(index, self._folder)
+                    self._kept.index = snapshot.save(index, self._folder)
 
     def reindex(self, index: str, progress: Progress | None = None) -> None:
         """Make another kind of index, and keep it: "exact", "hnsw", "ivf", "ivf-pq", "auto", or a FAISS factory string;
@@ -322,7 +308,7 @@ class FaissMemory(MemoryStore):
         check_name(index, encoder.dim)
         with self._reindexing:
             with self._journal.writing():  # who may not write is told so now
-                current = self._caught_up()
+                current = self._kept.caught_up()
                 assert current is not None
                 documents = current.frozen()
             total = len(documents.seqs)
@@ -330,13 +316,13 @@ class FaissMemory(MemoryStore):
             if self._folder is not None:
                 snapshot.prepare(made, self._folder)
             with self._journal.writing():
-                self._advance(made, self._journal.state())
+                self._kept.advance(made, self._journal.state())
                 self._journal.set_index_name(index)
-                self._index = made
+                self._kept.index = made
             with self._journal.reading():
-                current = self._caught_up()
+                current = self._kept.caught_up()
                 assert current is not None
-                self._index = current if self._folder is None else snapshot.save(current, self._folder)
+                self._kept.index = current if self._folder is None else snapshot.save(current, self._folder)
         if progress is not None:
             progress(total, total, "index")
 
@@ -353,8 +339,8 @@ class FaissMemory(MemoryStore):
             if not found:
                 known = f"{nearest(name, fields)} Known: {', '.join(fields) or 'none'}."
                 raise MemoryStoreError(f"No document has a field {name!r}.", known.strip())
-        if self._index is not None:
-            self._index.forget_filters()
+        if self._kept.index is not None:
+            self._kept.index.forget_filters()
         return found
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
@@ -380,92 +366,10 @@ class FaissMemory(MemoryStore):
                 written.unlink()
             raise
 
-    def _caught_up(self) -> VectorIndex | None:
-        """The index, as far as the journal has come; inside a transaction. None for a memory that is not bound."""
-        journal, index, state = self._journal, self._index, self._journal.state()
-        if index is not None and (index.last_seq, index.generation) == state:
-            return index
-        encoder = journal.encoder()
-        if encoder is None:
-            return None
-        if index is None and self._folder is not None:
-            index = snapshot.load(self._folder, encoder.dim)
-            if index is None and self._keeps:
-                snapshot.discard(self._folder)
-                self._stale = True
-        if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
-            self._index = self._built(encoder.dim)
-            return self._index
-        self._advance(index, state)
-        self._index = index
-        return index
-
-    def _advance(self, index: VectorIndex, state: State) -> None:
-        """Bring an index to a later state of the journal: without what was removed, and with what was added."""
-        if index.generation != state.generation:
-            index.keep(self._journal.seqs())
-            index.generation = state.generation
-        self._take_in(index, state)
-
-    @property
-    def _keeps(self) -> bool:
-        """Whether an index may be written beside the database."""
-        return self._folder is not None and not self.read_only and not self._journal.shipped
-
-    def _built(self, dim: int) -> VectorIndex:
-        """The index that the memory is to have, made anew from the journal; inside a transaction."""
-        state, index = self._journal.state(), VectorIndex(dim)
-        index.generation = state.generation
-        self._take_in(index, state)
-        return self._named(index)
-
-    def _named(self, index: VectorIndex) -> VectorIndex:
-        """The index of the kind that the memory is to have, over the vectors of another one; an exact one where none of that
-        kind can be made of these documents any more."""
-        name, documents = self._journal.index_name(), len(index.live)
-        if chosen(name, documents) != "exact":  # training it tells nothing of how far it is
-            logger.warning("%s makes its index %s anew, of %s documents.", self._journal.place, name, f"{documents:,}")
-        try:
-            return made_of(index, name, self._teller(documents))
-        except MemoryCorrupt:
-            raise
-        except MemoryStoreError as error:
-            logger.warning("%s An exact one is made.", error.message)
-            return made_of(index, "exact")
-
-    def _teller(self, total: int) -> Callable[[int], object]:
-        """Says how far an index has come that takes long and was not asked for: after an import, or a lost snapshot."""
-        said = time.monotonic()
-
-        def tell(done: int) -> None:
-            nonlocal said
-            if time.monotonic() - said > PATIENT:
-                said = time.monotonic()
-                logger.warning(
-                    "%s is building its index: %s of %s documents.", self._journal.place, f"{done:,}", f"{total:,}"
-                )
-
-        return tell
-
-    def _take_in(self, index: VectorIndex, state: State) -> None:
-        journal, fresh, first = self._journal, 0, index.last_seq
-        told = self._teller(state.last_seq - first)
-        while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
-            for row in rows:
-                row.verify()
-            seqs = np.array([row.seq for row in rows], dtype=np.int64)
-            index.append(seqs, vectors_of(rows, index.dim), slots([row.id for row in rows]))
-            told(index.last_seq - first)
-            fresh += len(rows)
-            if fresh >= HELD and self._folder is not None and self._keeps:
-                snapshot.spill(index, self._folder)
-                fresh = 0
-        index.last_seq = state.last_seq
-
 
 def _add_snapshot(folder: Path) -> None:
     """Write the index of an exported memory beside it."""
     with FaissMemory(folder, read_only=True) as memory, memory._journal.reading():
-        index = memory._caught_up()
+        index = memory._kept.caught_up()
         if index is not None and index.last_seq:
             snapshot.save(index, folder)

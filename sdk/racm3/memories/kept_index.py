@@ -1,0 +1,143 @@
+"""The index of a memory in step with its journal: read from its snapshot, brought up to what was written since, or built anew.
+
+Every search first takes in what was written since the last, by whichever process.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MemoryCorrupt, MemoryStoreError
+from . import snapshot
+from .approximate import chosen, made_of
+from .index import VectorIndex
+from .journal import Journal, State
+from .names import slots
+from .rows import vectors_of
+
+HELD = 65_536  # new vectors held in memory before they are written, where an index can be
+PATIENT = 5.0  # seconds of work on an index, after which it is said how far that has come, and so on
+
+logger = logging.getLogger("racm3.memories")
+
+
+class KeptIndex:
+    """Every method is called inside a transaction of the journal.
+
+    folder: of its snapshot; None: it is in memory alone. index: as far as it has come; None: not needed yet. stale: whether a
+    snapshot on disk would be worth writing.
+    """
+
+    def __init__(self, journal: Journal, folder: Path | None) -> None:
+        self._journal, self._folder = journal, folder
+        self.index: VectorIndex | None = None
+        self.stale = False
+
+    def discard_later(self) -> None:
+        """Remove a snapshot that has come further than the journal: after the database was put back to an earlier state, new
+        documents would get the numbers of lost ones."""
+        saved, state = self._folder and snapshot.saved_state(self._folder), self._journal.state()
+        if self._folder and saved and (saved.last_seq > state.last_seq or saved.generation > state.generation):
+            snapshot.discard(self._folder)
+
+    def current(self) -> VectorIndex | None:
+        """The index, where nothing has come since it was looked at last: that is one statement, and needs no transaction."""
+        index = self.index
+        return index if index is not None and (index.last_seq, index.generation) == self._journal.state() else None
+
+    def caught_up(self) -> VectorIndex | None:
+        """The index, as far as the journal has come. None for a memory that is not bound."""
+        if (index := self.current()) is not None:
+            return index
+        encoder = self._journal.encoder()
+        if encoder is None:
+            return None
+        index, state = self.index, self._journal.state()
+        if index is None and self._folder is not None:
+            index = snapshot.load(self._folder, encoder.dim)
+            if index is None and self._keeps:
+                snapshot.discard(self._folder)
+                self.stale = True
+        if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
+            self.index = self.built(encoder.dim)
+            return self.index
+        self.advance(index, state)
+        self.index = index
+        return index
+
+    def advance(self, index: VectorIndex, state: State) -> None:
+        """Bring an index to a later state of the journal: without what was removed, and with what was added."""
+        if index.generation != state.generation:
+            index.keep(self._journal.seqs())
+            index.generation = state.generation
+        self._take_in(index, state)
+
+    def built(self, dim: int) -> VectorIndex:
+        """The index that the memory is to have, made anew from the journal."""
+        state, index = self._journal.state(), VectorIndex(dim)
+        index.generation = state.generation
+        self._take_in(index, state)
+        return self._named(index)
+
+    def flush(self) -> None:
+        """Write the snapshot, unless the one on disk has come as far."""
+        if self._folder is not None and snapshot.saved_state(self._folder) != self._journal.state():
+            index = self.caught_up()
+            if index is not None and index.last_seq:
+                if index.kind != chosen(self._journal.index_name(), len(index.live)):  # it has grown into its name
+                    index = self._named(index)
+                self.index = snapshot.save(index, self._folder)
+        self.stale = False
+
+    @property
+    def _keeps(self) -> bool:
+        """Whether an index may be written beside the database."""
+        return self._folder is not None and not self._journal.read_only and not self._journal.shipped
+
+    def _named(self, index: VectorIndex) -> VectorIndex:
+        """The index of the kind that the memory is to have, over the vectors of another one; an exact one where none of that
+        kind can be made of these documents any more."""
+        name, documents = self._journal.index_name(), len(index.live)
+        if chosen(name, documents) != "exact":  # training it tells nothing of how far it is
+            logger.warning("%s makes its index %s anew, of %s documents.", self._journal.place, name, f"{documents:,}")
+        try:
+            return made_of(index, name, self._teller(documents))
+        except MemoryCorrupt:
+            raise
+        except MemoryStoreError as error:
+            logger.warning("%s An exact one is made.", error.message)
+            return made_of(index, "exact")
+
+    def _teller(self, total: int) -> Callable[[int], object]:
+        """Says how far an index has come that takes long and was not asked for: after an import, or a lost snapshot."""
+        said = time.monotonic()
+
+        def tell(done: int) -> None:
+            nonlocal said
+            if time.monotonic() - said > PATIENT:
+                said = time.monotonic()
+                logger.warning(
+                    "%s is building its index: %s of %s documents.", self._journal.place, f"{done:,}", f"{total:,}"
+                )
+
+        return tell
+
+    def _take_in(self, index: VectorIndex, state: State) -> None:
+        journal, fresh, first = self._journal, 0, index.last_seq
+        told = self._teller(state.last_seq - first)
+        while index.last_seq < state.last_seq and (rows := journal.rows(after=index.last_seq, last=state.last_seq)):
+            for row in rows:
+                row.verify()
+            seqs = np.array([row.seq for row in rows], dtype=np.int64)
+            index.append(seqs, vectors_of(rows, index.dim), slots([row.id for row in rows]))
+            told(index.last_seq - first)
+            fresh += len(rows)
+            if fresh >= HELD and self._folder is not None and self._keeps:
+                snapshot.spill(index, self._folder)
+                fresh = 0
+        index.last_seq = state.last_seq
