@@ -61,11 +61,9 @@ _REASON = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", re.DOT
 
 def check_name(name: str, dim: int) -> None:
     """Raise `MemoryStoreError` unless an index of a width can be made by that name."""
-    import faiss
-
     if name not in NAMES:
         try:
-            faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
+            _by_factory(name, dim)
         except Exception as error:  # a TypeError of what is no str, too
             hint = f"{nearest(str(name), NAMES)} Use {', '.join(NAMES)}, or a factory string of FAISS."
             raise MemoryStoreError(f"No index {name!r} of width {dim}.", hint.strip()) from error
@@ -122,7 +120,7 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
         graph.hnsw.efConstruction = CANDIDATES
         return graph, SAMPLE
     if kind not in NAMES:
-        return faiss.index_factory(dim, kind, faiss.METRIC_INNER_PRODUCT), 2**17
+        return _by_factory(kind, dim), 2**17
     cells = max(1, min(int(8 * math.sqrt(documents)), documents // CELL))
     if kind == "ivf":
         made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
@@ -131,6 +129,18 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
     made = faiss.index_factory(dim, f"IVF{cells},PQ{_pieces(dim, 8)}", faiss.METRIC_INNER_PRODUCT)
     made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
     return made, max(SAMPLE * cells, 2**14)
+
+
+def _by_factory(name: str, dim: int) -> faiss.Index:
+    """An index by FAISS's own name for it, without a map of ids, since labels are rows here. Those that know no inner products
+    go by distances: of unit vectors the nearest are the same."""
+    import faiss
+
+    name = re.sub("^IDMap2?,", "", name)
+    try:
+        return faiss.index_factory(dim, name, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        return faiss.index_factory(dim, name, faiss.METRIC_L2)
 
 
 def _pieces(dim: int, numbers: int) -> int:
@@ -227,7 +237,7 @@ class ApproximateIndex(VectorIndex):
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
         if self.kind not in NAMES or len(self.seqs) <= NEAREST:
             return
-        self.effort = 32 if self.kind == "hnsw" else 4
+        self.effort = 64 if self.kind == "hnsw" else 4
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = np.ascontiguousarray(self._at(rows).vectors), list(rows[:, None])  # which every search finds

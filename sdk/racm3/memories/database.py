@@ -7,7 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from ..durable import make_folder, part_of, publish
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
 from .log import check as check_log
+from .read_ahead import ReadAhead
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
@@ -122,26 +123,14 @@ class Database:
         if path is not None:
             check_log(log_of(path), path.with_name(LOCK))
         with _translated(self.place):
-            self.connection = self._connect()
+            self.connection = _connected(path, read_only)
         try:
             with _translated(self.place):
                 self._open_or_create()
         except BaseException:
             self.connection.close()
             raise
-
-    def _connect(self) -> _Connection:
-        place, uri = (":memory:" if self.path is None else str(self.path)), False
-        if self.path is not None and self.read_only:
-            # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
-            shared = os.access(self.path.parent, os.W_OK) or log_of(self.path).exists()
-            place, uri = f"{self.path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
-        connection = sqlite3.connect(
-            place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
-        )
-        # Damaged text must reach the checksum, which names the document, instead of failing to decode.
-        connection.text_factory = lambda data: data.decode("utf-8", "replace")
-        return connection
+        self.ahead = ReadAhead(None if path is None else partial(_connected, path, read_only))
 
     def _open_or_create(self) -> None:
         run = self.connection.execute
@@ -245,6 +234,7 @@ class Database:
     def close(self) -> None:
         with self._lock:
             if not self._closed and self._process == os.getpid():
+                self.ahead.close()
                 self.connection.close()
             self._closed = True
             if self._claim is not None:
@@ -301,6 +291,20 @@ class Database:
 def log_of(database: Path) -> Path:
     """What was written since the database file was: SQLite keeps it until the last process that has it open closes it."""
     return database.with_name(f"{database.name}-wal")
+
+
+def _connected(path: Path | None, read_only: bool) -> _Connection:
+    place, uri = (":memory:" if path is None else str(path)), False
+    if path is not None and read_only:
+        # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
+        shared = os.access(path.parent, os.W_OK) or log_of(path).exists()
+        place, uri = f"{path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
+    connection = sqlite3.connect(
+        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
+    )
+    # Damaged text must reach the checksum, which names the document, instead of failing to decode.
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return connection
 
 
 @lru_cache
