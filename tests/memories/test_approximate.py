@@ -407,17 +407,25 @@ def test_what_the_system_holds_in_memory_is_not_asked_for(tmp_path, monkeypatch)
 def test_cells_are_found_by_codes_as_by_their_centres(monkeypatch):
     monkeypatch.setattr(approximate, "CELL", 8)
     found = {}
-    for cells, name in ((8, "IndexRefine"), (10**6, "IndexScalarQuantizer")):
+    for kind, cells, name in (
+        ("ivf", 8, "IndexRefine"),
+        ("ivf-pq", 8, "IndexPQFastScan"),
+        ("ivf", 10**6, "IndexScalarQuantizer"),
+    ):
         monkeypatch.setattr(approximate, "CODED", cells)
         with FaissMemory() as memory:
             memory.bind(ENCODER)
             memory.add(DOCUMENTS, VECTORS)
-            memory.reindex("ivf")
+            memory.reindex(kind)
             made = memory._kept.index.faiss
             assert type(faiss.downcast_index(made.quantizer)).__name__ == name
             found[name] = made.quantizer.search(QUERIES, 4)[1]
-    shared = [len(set(one) & set(other)) for one, other in zip(*found.values(), strict=True)]
-    assert np.mean(shared) > 3.8
+
+    def shared(one):
+        pairs = zip(found[one], found["IndexScalarQuantizer"], strict=True)
+        return np.mean([len(set(first) & set(second)) for first, second in pairs])
+
+    assert shared("IndexRefine") > 3.8 and shared("IndexPQFastScan") > 2
 
 
 def test_a_lost_index_file_is_written_again(tmp_path):
