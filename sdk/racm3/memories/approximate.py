@@ -236,7 +236,7 @@ class ApproximateIndex(VectorIndex):
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
         if self.kind not in NAMES or len(self.seqs) <= NEAREST:
             return
-        self.effort = 64 if self.kind == "hnsw" else 4
+        self.effort = 48 if self.kind == "hnsw" else 4
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = np.ascontiguousarray(self._at(rows).vectors), list(rows[:, None])  # which every search finds
