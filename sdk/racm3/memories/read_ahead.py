@@ -1,7 +1,7 @@
 """Documents that lie on the disk, brought from it side by side.
 
-SQLite reads one page, and only then the next: ten documents of a large memory wait for the disk some twenty times. So after a
-reading that took long, other connections read what the next ones are going to, each a document, and bring it into the page
+SQLite reads one page, and only then the next: ten documents of a large memory wait for the disk some twenty times. So after two
+readings that took long, other connections read what the next ones are going to, each a document, and bring it into the page
 cache. What they read is thrown away; of their errors the reading itself will tell.
 """
 
@@ -17,7 +17,7 @@ from functools import partial
 from typing import TypeVar
 
 READERS, PAGES = 8, 8  # pages that each of them holds
-LONG = 60e-6  # seconds for a document: from the page cache it takes 10, or 30 when readers bring it there for nothing
+LONG = 100e-6  # seconds for a document: from the page cache it takes 10, or 50 when readers bring it there for nothing
 TURNS = 16  # readings, after which one without readers tells whether they are still worth it
 
 T = TypeVar("T")
@@ -28,7 +28,8 @@ class ReadAhead:
 
     def __init__(self, connect: Callable[[], sqlite3.Connection] | None) -> None:
         self._connect = connect
-        self._turns = 0  # how many readings are to have readers
+        self._long = 0  # how many readings without readers took long, one after the other
+        self._turns = 0  # how many are to have readers
         self._readers: ThreadPoolExecutor | None = None
         self._own, self._connections = threading.local(), list[sqlite3.Connection]()
 
@@ -41,7 +42,8 @@ class ReadAhead:
             return read()
         began = time.perf_counter()
         found = read()
-        if self._connect is not None and time.perf_counter() - began > LONG * len(numbers):
+        self._long = self._long + 1 if time.perf_counter() - began > LONG * len(numbers) else 0
+        if self._connect is not None and self._long > 1:
             self._turns = TURNS
         return found
 
