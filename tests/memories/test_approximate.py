@@ -47,6 +47,7 @@ def small(monkeypatch):
     monkeypatch.setattr(approximate, "SMALL", 200)
     monkeypatch.setattr(index, "SCAN", 20)
     monkeypatch.setattr(approximate, "WIDTH", 64)
+    monkeypatch.setattr(approximate, "CODED", 16)
 
 
 @pytest.fixture(params=KINDS)
@@ -408,8 +409,8 @@ def test_cells_are_found_by_codes_as_by_their_centres(monkeypatch):
     monkeypatch.setattr(approximate, "CELL", 8)
     found = {}
     for kind, cells, name in (
-        ("ivf", 8, "IndexRefine"),
-        ("ivf-pq", 8, "IndexPQFastScan"),
+        ("ivf", 16, "IndexRefine"),
+        ("ivf-pq", 16, "IndexPQFastScan"),
         ("ivf", 10**6, "IndexScalarQuantizer"),
     ):
         monkeypatch.setattr(approximate, "CODED", cells)

@@ -201,6 +201,19 @@ def test_ids_of_any_length_are_found_by_whoever_opens_the_memory(tmp_path, rng):
         assert memory.verify() == []
 
 
+def test_a_search_is_not_made_twice_for_ids_that_are_asked_of_the_journal(memory, rng, monkeypatch):
+    vectors, made = unit(rng, 3), []
+    memory.add([Document("text", id="x" * 500 + str(n)) for n in range(3)], vectors)
+    memory.search(vectors[:1], k=1)
+    nearest = index_module.VectorIndex.nearest
+    monkeypatch.setattr(
+        index_module.VectorIndex, "nearest", lambda *given, **options: made.append(1) or nearest(*given, **options)
+    )
+    for _ in range(3):
+        assert memory.search(vectors[:1], k=1)[0][0].id.endswith("x0")
+    assert len(made) <= 4  # the first of them finds out
+
+
 def test_an_unknown_duplicate_policy_is_an_error_with_the_nearest_name(memory, rng):
     with pytest.raises(MemoryStoreError, match="Did you mean 'replace'"):
         memory.add(texts(1), unit(rng, 1), on_duplicate="replaced")

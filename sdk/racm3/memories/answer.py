@@ -50,12 +50,9 @@ class _AnswerHit(Hit):
     __slots__ = ("_answer", "_place")
 
     def __init__(self, id: str, score: float | None, answer: _Answer, place: int) -> None:
-        self.id, self.score, self._answer, self._place = id, score, answer, place
+        self.id, self.score, self.vector = id, score, answer.vectors[place]
+        self._answer, self._place = answer, place
         self._document = self._hashes = None
-
-    @property
-    def vector(self) -> np.ndarray:  # type: ignore[override]
-        return self._answer.vectors[self._place]
 
     @property
     def hashes(self) -> frozenset[str]:

@@ -50,7 +50,8 @@ CANDIDATES = 64  # among which they are chosen: of 40, as FAISS has it, a search
 FOUND = 0.995  # of their nearest neighbours, documents that are asked for should find
 ASKED, NEAREST = 256, 10  # so many documents, and so many neighbours of each
 GAIN = 0.001  # in that share, for which it is worth looking half as far again
-MOST = 1024  # cells that are scanned, or candidates that a search of the graph keeps
+KEPT, SCANNED = 48, 4  # candidates that a search of the graph keeps, cells that are scanned: so many at least
+MOST = 1024  # and at most
 WIDTH = 128  # candidates of compressed vectors, at least
 OVERFETCH = 10  # how many times more than wanted is scored again
 LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
@@ -105,7 +106,8 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
             if progress is not None:
                 progress(made.ntotal)
     if kind in CELLS:
-        _choose_quickly(made, kind not in AS_HALVES)
+        with _making(kind, len(index.seqs)):
+            _choose_quickly(made, sparing=kind == "ivf-pq")
     found = ApproximateIndex(kind, index, made)
     found.tune()
     return found
@@ -182,7 +184,7 @@ def _making(name: str, documents: int) -> Iterator[None]:
         ) from error
 
 
-def _choose_quickly(index: Any, sparing: bool) -> None:
+def _choose_quickly(index: Any, *, sparing: bool) -> None:
     """Have the nearest of filled cells found sooner than by their centres: by codes of two bits a number, and of what is left
     by bfloat16; sparing: by codes alone, in an eighth of the memory. Filling is quicker as they were."""
     import faiss
@@ -192,7 +194,9 @@ def _choose_quickly(index: Any, sparing: bool) -> None:
     narrow: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
     codes: Any = faiss.index_factory(dim, f"PQ{_pieces(dim, 2)}x4fs", faiss.METRIC_INNER_PRODUCT)
     codes.pq.cp.min_points_per_centroid = 1
-    parts = [narrow] if index.nlist < CODED else [codes] if sparing else [codes, narrow]
+    parts = [codes] if sparing else [codes, narrow]
+    if index.nlist < CODED or dim > 4 * _pieces(dim, 2):  # of a width that cannot be cut, codes say little
+        parts = [narrow]
     for part in parts:
         part.train(centres)
         part.add(centres)
@@ -228,7 +232,7 @@ class ApproximateIndex(VectorIndex):
         super().__init__(index.dim, index.segments, index.seqs)
         self.last_seq, self.generation, self._alive = index.last_seq, index.generation, index._alive
         self.kind, self.faiss, self.effort, self.recall, self.file = kind, faiss, effort, recall, file
-        self.sparing = kind not in AS_HALVES
+        self.sparing = kind == "ivf-pq"
         self._late = np.empty((0, self.dim), dtype=np.float32)  # vectors of the documents that came after the others
         self._doubt = scan.doubt(self.dim, rounded=1)
 
@@ -236,7 +240,7 @@ class ApproximateIndex(VectorIndex):
         """Look as far as it takes to find `FOUND` of the neighbours of documents, or as it is worth it."""
         if self.kind not in NAMES or len(self.seqs) <= NEAREST:
             return
-        self.effort = 48 if self.kind == "hnsw" else 4
+        self.effort = KEPT if self.kind == "hnsw" else SCANNED
         rng = np.random.default_rng(0)
         rows = np.sort(rng.choice(len(self.seqs), size=min(ASKED, len(self.seqs)), replace=False))
         queries, itself = np.ascontiguousarray(self._at(rows).vectors), list(rows[:, None])  # which every search finds

@@ -83,7 +83,7 @@ class _Cursor(sqlite3.Cursor):
 
 
 class _Connection(sqlite3.Connection):
-    run = sqlite3.Connection.execute  # of what reads nothing
+    run = _told(sqlite3.Connection.execute)  # what gives no rows
 
     def execute(self, *arguments: Any) -> sqlite3.Cursor:
         return self.cursor(_Cursor).execute(*arguments)
@@ -106,7 +106,7 @@ def _damage(error: Exception) -> sqlite3.DatabaseError:
 
 class Database:
     """Everything happens inside `reading()` or `writing()`, which are transactions: what is read in one of them belongs
-    together, and what is written in one is stored whole or not at all.
+    together, and what is written in one is stored whole or not at all. `looking()` is for a single statement.
 
     path: the database file; None keeps it in memory. read_only: never writes, and opens in folders without write access.
     durable: a transaction is on disk when it ends; otherwise soon after, and whole in any case.
@@ -130,7 +130,7 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
-        self.ahead = ReadAhead(None if path is None else partial(_connected, path, read_only))
+        self.ahead = ReadAhead(None if path is None else partial(_connected, path.resolve(), True))
 
     def _open_or_create(self) -> None:
         run = self.connection.execute
@@ -213,9 +213,9 @@ class Database:
         if statement is not None:
             self.connection.run(statement)
 
-    def _end(self, failed: bool) -> None:
+    def _end(self, commit: bool) -> None:
         try:
-            if not failed and self.connection.in_transaction:
+            if commit:
                 self.connection.run("COMMIT")
         finally:
             if self.connection.in_transaction:
@@ -335,7 +335,7 @@ class _Transaction:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         database = self._database
         try:
-            database._end(failed=error is not None)
+            database._end(commit=error is None and self._statement is not None)
             if isinstance(error, sqlite3.Error):
                 raise error
         except sqlite3.Error as raised:

@@ -83,7 +83,7 @@ class FaissMemory(MemoryStore):
         self._reindexing = threading.Lock()
         if not read_only:
             with self._journal.reading():
-                self._kept.discard_later()
+                self._kept.discard_if_ahead()
 
     @property
     def read_only(self) -> bool:
@@ -164,11 +164,12 @@ class FaissMemory(MemoryStore):
         tells, and all ids lie beside the vectors. None where it does not."""
         with self._journal.looking():
             index = self._kept.current()
-            if index is None or not k:
+            if index is None or not k or not index.named:
                 return None
             queries, answers = unit_vectors(vectors, index.dim), []
             for scores, rows, records in index.nearest(queries, k, allowed=None, excluded=[NOTHING] * len(queries)):
                 if (ids := all_ids(records)) is None:
+                    index.named = False
                     return None
                 answers.append(hits(self._journal, index.seqs[rows].tolist(), ids, records.vectors, scores.tolist(), k))
             return answers

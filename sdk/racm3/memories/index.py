@@ -43,6 +43,7 @@ class VectorIndex:
         self.dim, self.segments = dim, list(segments)
         self.seqs: np.ndarray = _numbers_of(segments) if seqs is None else seqs
         self.last_seq = self.generation = 0
+        self.named = True  # whether all ids lie beside the vectors, as far as is known
         self._alive: np.ndarray | None = None  # bool [rows], where there are tombstones
         self._filters: dict[Having, np.ndarray] = {}  # bool [rows], as many as there were when it was asked last
 

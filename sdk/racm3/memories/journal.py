@@ -186,7 +186,7 @@ class Journal(Database):
         """Documents by number, unchecked. short: without those that have a content above `SHORT`."""
         numbers, statement = [int(seq) for seq in seqs], READ_SHORT if short else READ
         found: dict[int, Stored] = {}
-        for columns in self.ahead.reading(lambda: self.select(statement, numbers), READ_SHORT, numbers):
+        for columns in self.ahead.reading(lambda: self.select(statement, numbers), statement, numbers if short else ()):
             if columns[0] not in found:
                 found[columns[0]] = Stored(Row(*columns[:6]), [])
             found[columns[0]].parts.append(columns[6:])

@@ -27,7 +27,7 @@ logger = logging.getLogger("racm3.memories")
 
 
 class KeptIndex:
-    """Every method is called inside a transaction of the journal.
+    """Every method is called inside a transaction of the journal; `current` inside `looking()` as well.
 
     folder: of its snapshot; None: it is in memory alone. index: as far as it has come; None: not needed yet. stale: whether a
     snapshot on disk would be worth writing.
@@ -38,7 +38,7 @@ class KeptIndex:
         self.index: VectorIndex | None = None
         self.stale = False
 
-    def discard_later(self) -> None:
+    def discard_if_ahead(self) -> None:
         """Remove a snapshot that has come further than the journal: after the database was put back to an earlier state, new
         documents would get the numbers of lost ones."""
         saved, state = self._folder and snapshot.saved_state(self._folder), self._journal.state()

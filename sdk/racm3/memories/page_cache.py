@@ -10,7 +10,7 @@ NOWAIT = getattr(os, "RWF_NOWAIT", 0)  # read what is in memory, and no more tha
 
 
 def is_cached(descriptor: int, start: int, stop: int) -> bool:
-    """Whether a file seems to be in memory between two places; also where the system does not tell."""
+    """Whether a file seems to be in memory between two places; said of all files where the system never tells."""
     if not NOWAIT:
         return True
     try:

@@ -35,16 +35,18 @@ class ReadAhead:
 
     def reading(self, read: Callable[[], T], statement: str, numbers: Sequence[int]) -> T:
         """What `read` reads of documents, by number. statement: with what readers bring one of them."""
-        if self._turns and len(numbers) > 1:
+        if self._connect is None or len(numbers) < 2:
+            return read()
+        if self._turns:
             self._turns -= 1
-            self._readers = self._readers or ThreadPoolExecutor(READERS, thread_name_prefix="racm3-read-ahead")
-            list(self._readers.map(partial(self._bring, statement), numbers))
+            with suppress(RuntimeError):  # no thread can be had, or not any more: the process is ending
+                self._readers = self._readers or ThreadPoolExecutor(READERS, thread_name_prefix="racm3-read-ahead")
+                list(self._readers.map(partial(self._bring, statement), numbers))
             return read()
         began = time.perf_counter()
         found = read()
         self._long = self._long + 1 if time.perf_counter() - began > LONG * len(numbers) else 0
-        if self._connect is not None and self._long > 1:
-            self._turns = TURNS
+        self._turns = TURNS if self._long > 1 else 0
         return found
 
     def close(self) -> None:
@@ -60,4 +62,6 @@ class ReadAhead:
                 self._own.connection = self._connect()
                 self._connections.append(self._own.connection)
                 self._own.connection.execute(f"PRAGMA cache_size = {PAGES}")
+                # Who waits for readers may hold what another process waits for.
+                self._own.connection.execute("PRAGMA busy_timeout = 0")
             self._own.connection.execute(statement, (number,)).fetchall()

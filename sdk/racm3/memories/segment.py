@@ -63,7 +63,7 @@ class Segment:
             self.descriptor = os.open(path, os.O_RDONLY)
             weakref.finalize(self, os.close, self.descriptor)
             cached = page_cache.is_cached(self.descriptor, self.first, self.first + self.size * len(seqs))
-        # Of each run of rows, whether it is in the page cache.
+        # Of each run of rows, whether it was in the page cache once, where it is taken to be from then on.
         self.seen = bytearray([cached]) * ((len(seqs) >> RUN) + 1)
 
     def __len__(self) -> int:
@@ -87,7 +87,8 @@ def records_of(segments: Sequence[Segment], rows: np.ndarray, *, sparing: bool) 
 
     A few that lie in files are read from these, side by side, where a mapping would wait for one after the other; after the
     first time, from the mapping. sparing: not so, since it brings in the pages around each of them as well. Raises
-    `MemoryCorrupt` when a file cannot be read any more.
+    `MemoryCorrupt` when a file cannot be read any more; one that is cut short while it is mapped ends the process, as it
+    does in scans. Nothing here cuts one: files are removed, and stay readable.
     """
     if len(rows) > FEW:
         return _mapped(segments, rows)
