@@ -440,12 +440,13 @@ def test_a_lost_index_file_is_written_again(tmp_path):
 
 @pytest.mark.parametrize("below", [2**63, N - 50, 5])  # labels that are none, that are others', that are few
 @pytest.mark.parametrize("removed", [[], ["d0007", "d0002"]])
-def test_damage_in_the_cells_of_an_index_gives_no_wrong_answer(tmp_path, below, removed, monkeypatch):
-    filled(tmp_path, "ivf").close()
+@pytest.mark.parametrize(("kind", "size"), [("ivf", 2 * DIM + 8), ("hnsw", 2 * DIM)])
+def test_damage_at_the_end_of_an_index_file_gives_no_wrong_answer(tmp_path, below, removed, kind, size, monkeypatch):
+    filled(tmp_path, kind).close()
     monkeypatch.setattr(approximate, "LATE", 0)
     data, rng = bytearray(saved(tmp_path).read_bytes()), np.random.default_rng(0)
-    cells = (N - 50) * (2 * DIM + 8)
-    data[-cells:] = rng.integers(0, below, cells // 8).tobytes()
+    end = (N - 50) * size
+    data[-end:] = rng.integers(0, below, end // 8).tobytes()
     saved(tmp_path).write_bytes(data)
     with FaissMemory(tmp_path) as memory:
         memory.delete(removed)
@@ -461,7 +462,7 @@ def test_damage_in_the_cells_of_an_index_gives_no_wrong_answer(tmp_path, below, 
         memory.compact()
         assert not memory.verify()
         state = {document.id: vector for document, vector in zip(DOCUMENTS, VECTORS, strict=True)}
-        assert_finds(memory, {id: vector for id, vector in state.items() if id not in removed}, "ivf")
+        assert_finds(memory, {id: vector for id, vector in state.items() if id not in removed}, kind)
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "IVF8,SQ8,RFlat"])
@@ -471,7 +472,7 @@ def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog
     path = saved(tmp_path)
     data = bytearray(path.read_bytes())
     head = json.loads((tmp_path / "index.json").read_text())["index"]["head"]
-    assert (head < len(data)) == (kind in ("ivf", "ivf-pq"))
+    assert (head < len(data)) == (kind in ("hnsw", "ivf", "ivf-pq"))
     place = {"first": 0, "last of the head": head - 1}.get(damage)
     if place is not None:
         data[place] ^= 1

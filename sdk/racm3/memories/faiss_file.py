@@ -1,7 +1,7 @@
 """An index of FAISS in a file: written with what it takes to check it, and mapped, so that opening it takes no time.
 
-FAISS trusts what it reads, and what is torn can end the process. Of plain inverted files the cells lie at the end, and by
-these it cannot be led astray: they hold codes and labels. So opening checks what comes before them; of other kinds, all.
+FAISS trusts what it reads, and what is torn can end the process. At the end of some files lies what it cannot be led astray by:
+the codes of vectors, in plain inverted files with their labels. So opening checks what comes before it; of other kinds, all.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ class FaissFile:
         self._check(head, head_sha256)
         self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         self._unread: dict[int, tuple[int, int]] = {}  # where the cells lie that nobody has asked for: start and length
-        if head < size and not page_cache.is_cached(self._file.fileno(), head, size):
+        has_cells = head < size and hasattr(self.index, "invlists")
+        if has_cells and not page_cache.is_cached(self._file.fileno(), head, size):
             self._unread = _cells(self.index, head)
 
     def search(self, queries: np.ndarray, k: int, *, params: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -108,14 +109,23 @@ def write(index: faiss.Index, file: BinaryIO) -> str:
 
 def mapped(index: Any, path: Path, sha256: str) -> FaissFile:
     """The file that an index has just been written to."""
-    import faiss
 
     size = path.stat().st_size
-    ends_with_cells = type(index) in (faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ)
-    head = size - index.ntotal * (index.code_size + LABEL) if ends_with_cells else size
+    head = size - index.ntotal * _unchecked(index)
     with path.open("rb") as file:
         head_sha256 = sha256 if head == size else _digest(file, head)
     return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
+
+
+def _unchecked(index: Any) -> int:
+    """Bytes of each document that lie together at the end of an index's file, and cannot lead FAISS astray."""
+    import faiss
+
+    if type(index) in (faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ):
+        return int(index.code_size) + LABEL
+    if type(index) is faiss.IndexHNSWSQ:
+        return int(faiss.downcast_index(index.storage).code_size)
+    return 0
 
 
 def _cells(index: Any, head: int) -> dict[int, tuple[int, int]]:
