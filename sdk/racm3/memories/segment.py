@@ -90,10 +90,11 @@ def records_of(segments: Sequence[Segment], rows: np.ndarray, *, sparing: bool) 
     `MemoryCorrupt` when a file cannot be read any more; one that is cut short while it is mapped ends the process, as it
     does in scans. Nothing here cuts one: files are removed, and stay readable.
     """
-    if len(rows) > FEW:
-        return _mapped(segments, rows)
-    if len(segments) == 1 and not sparing and segments[0].has_seen(rows):
+    many = len(rows) > FEW
+    if len(segments) == 1 and (many or (not sparing and segments[0].has_seen(rows))):
         return Records(segments[0].vectors[rows], segments[0].names[rows])
+    if many:
+        return _mapped(segments, rows)
     dim, width = segments[0].vectors.shape[1], _width(segments)
     starts = list(accumulate(map(len, segments), initial=0))
     data, unread = bytearray((4 * dim + width) * len(rows)), []
