@@ -124,7 +124,7 @@ def _unchecked(index: Any) -> int:
     if type(index) in (faiss.IndexIVFScalarQuantizer, faiss.IndexIVFPQ):
         return int(index.code_size) + LABEL
     if type(index) is faiss.IndexHNSWSQ:
-        return int(faiss.downcast_index(index.storage).code_size)
+        return int(faiss.downcast_index(index.storage).sa_code_size())
     return 0
 
 
