@@ -96,6 +96,9 @@ class _Answer:
     def _stored(self, place: int) -> Stored | None:
         rank = self._order.index(place)
         seqs = [self._seqs[place] for place in self._order[rank : rank + AHEAD]]
-        with self._journal.reading():
+        with self._journal.looking():
             self._read.update(self._journal.read(seqs, short=True))
-            return self._read.pop(seqs[0], None) or self._journal.read(seqs[:1]).get(seqs[0])
+        if (stored := self._read.pop(seqs[0], None)) is not None:
+            return stored
+        with self._journal.looking():  # it is long, or gone
+            return self._journal.read(seqs[:1]).get(seqs[0])
