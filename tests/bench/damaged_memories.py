@@ -21,8 +21,8 @@ from mutations import ODD, Wrong, mutated, reworded
 
 from racm3.document import Document
 from racm3.errors import RACM3Error
-from racm3.memories.database import DATABASE
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.folder import DATABASE
 
 WAL = DATABASE + "-wal"
 FEW = 5  # of the memories, that have few documents

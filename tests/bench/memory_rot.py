@@ -33,8 +33,8 @@ from results import finish
 
 from racm3.errors import RACM3Error
 from racm3.memories import approximate
-from racm3.memories.database import DATABASE
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.folder import DATABASE
 from racm3.memories.shards import Export
 
 Tables = dict[str, list[Any]]

@@ -19,7 +19,7 @@ import pytest
 from racm3.document import Document, Image
 from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryLocked, MemoryStoreError
 from racm3.interfaces import Encoder
-from racm3.memories import database, snapshot
+from racm3.memories import snapshot
 from racm3.memories.faiss import FaissMemory
 
 DIM = 4
@@ -133,7 +133,7 @@ def test_a_memory_takes_in_what_another_process_wrote(folder):
 
 
 def test_two_writers_of_one_process_take_turns_and_readers_go_on(folder, expected, monkeypatch):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.1)
+    monkeypatch.setattr("racm3.memories.connection.BUSY_SECONDS", 0.1)
     with FaissMemory(folder) as writer, FaissMemory(folder) as other, FaissMemory(folder, read_only=True) as reader:
 
         def slow():
@@ -184,7 +184,7 @@ CHANGES = [
 
 
 def test_a_second_writer_is_refused_at_once_with_the_process_id_of_the_first(folder, monkeypatch):
-    monkeypatch.setattr(database, "BUSY_SECONDS", 1e6)  # it does not wait for its turn
+    monkeypatch.setattr("racm3.memories.connection.BUSY_SECONDS", 1e6)  # it does not wait for its turn
     writer, pid = start(WRITER + WAITING, folder)
     with FaissMemory(folder) as memory:
         for change in CHANGES:

@@ -14,8 +14,9 @@ import pytest
 from racm3.document import Document
 from racm3.errors import MemoryCorrupt
 from racm3.interfaces import Encoder
-from racm3.memories.database import DATABASE, LOCK, PAGE, log_of
+from racm3.memories.database import PAGE
 from racm3.memories.faiss import FaissMemory
+from racm3.memories.folder import DATABASE, LOCK, log_of
 from racm3.memories.log import FRAME, HEADER, check
 
 SIZE = FRAME + PAGE

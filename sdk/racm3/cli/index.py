@@ -16,7 +16,7 @@ from ..config import ComponentConfig
 from ..errors import ConfigError, MemoryStoreError
 from ..interfaces import MemoryStore
 from ..memories.claim import Claim
-from ..memories.database import LOCK
+from ..memories.folder import LOCK
 from . import output
 from .memory_option import memory_path
 from .options import ConfigOption, JsonOption, MemoryOption, PresetOption, chosen_pipeline

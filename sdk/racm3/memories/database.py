@@ -1,28 +1,27 @@
-"""The SQLite database of a memory: one connection behind one lock, its format, and its errors as ours."""
+"""The SQLite database of a memory: its format, and transactions over one connection behind one lock."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ..durable import make_folder, part_of, publish
+from ..durable import part_of, publish
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
+from .connection import as_ours, connected, translated
+from .folder import LOCK, log_of
 from .log import check as check_log
 from .read_ahead import ReadAhead
 
 APPLICATION_ID = 0x7261636D  # "racm", in the header of the file
 FORMAT = 2
-DATABASE = "memory.db"
-LOCK = ".lock"  # beside the database: the claim of the process that writes
-BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
 PAGE = 8192  # bytes; three documents of 2 KB share one, where SQLite's default of 4096 takes one for each
 PACKED_PAGE = 16384  # of what is not written to any more: larger ones waste less still, but log more for each addition
 WRITER_CACHE = 16 * 2**20  # bytes; ids and hashes come in any order, so a writer touches its indexes all over
@@ -60,50 +59,6 @@ INSERT INTO manifest VALUES ('generation', 0);
 """
 
 
-def _told(method: Callable[..., Any]) -> Callable[..., Any]:
-    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. Sizes that are
-    damaged can ask for more memory than there is; and a damaged number can be the last that there is, so that no other
-    can follow it."""
-
-    def call(*arguments: Any) -> Any:
-        try:
-            return method(*arguments)
-        except (UnicodeDecodeError, MemoryError, OverflowError) as error:
-            raise _damage(error) from error
-
-    return call
-
-
-class _Cursor(sqlite3.Cursor):
-    execute = _told(sqlite3.Cursor.execute)
-    executemany = _told(sqlite3.Cursor.executemany)
-    fetchone = _told(sqlite3.Cursor.fetchone)
-    fetchall = _told(sqlite3.Cursor.fetchall)
-    __next__ = _told(sqlite3.Cursor.__next__)
-
-
-class _Connection(sqlite3.Connection):
-    run = _told(sqlite3.Connection.execute)  # what gives no rows
-
-    def execute(self, *arguments: Any) -> sqlite3.Cursor:
-        return self.cursor(_Cursor).execute(*arguments)
-
-    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
-        return self.cursor(_Cursor).executemany(*arguments)
-
-
-def _damage(error: Exception) -> sqlite3.DatabaseError:
-    if isinstance(error, MemoryError):
-        found, code = "it asks for more memory than there is", sqlite3.SQLITE_NOMEM
-    elif isinstance(error, OverflowError):
-        found, code = "its numbers are higher than they can be", sqlite3.SQLITE_CORRUPT
-    else:
-        found, code = "its tables are not described by text", sqlite3.SQLITE_CORRUPT
-    damage = sqlite3.DatabaseError(found)
-    damage.sqlite_errorcode = code
-    return damage
-
-
 class Database:
     """Everything happens inside `reading()` or `writing()`, which are transactions: what is read in one of them belongs
     together, and what is written in one is stored whole or not at all. `looking()` is for a single statement.
@@ -122,15 +77,15 @@ class Database:
         self._closed = False
         if path is not None:
             check_log(log_of(path), path.with_name(LOCK))
-        with _translated(self.place):
-            self.connection = _connected(path, read_only)
+        with translated(self.place):
+            self.connection = connected(path, read_only)
         try:
-            with _translated(self.place):
+            with translated(self.place):
                 self._open_or_create()
         except BaseException:
             self.connection.close()
             raise
-        self.ahead = ReadAhead(None if path is None else partial(_connected, path.resolve(), True))
+        self.ahead = ReadAhead(None if path is None else partial(connected, path.resolve(), True))
 
     def _open_or_create(self) -> None:
         run = self.connection.execute
@@ -195,7 +150,7 @@ class Database:
                 return
             claim = Claim(self.path.with_name(LOCK), self.place)
             try:
-                with _translated(self.place):
+                with translated(self.place):
                     self.connection.execute("PRAGMA journal_mode = WAL")
                     self.connection.execute(f"PRAGMA cache_size = {-WRITER_CACHE // 1024}")
             except BaseException:
@@ -243,7 +198,7 @@ class Database:
     def vacuum(self) -> None:
         """Give the room of what was removed back to the disk. SQLite does it in one transaction."""
         self._become_writer()
-        with self._lock, _translated(self.place):
+        with self._lock, translated(self.place):
             self.connection.execute("VACUUM")
             self.connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
@@ -252,7 +207,7 @@ class Database:
         returns, or not at all."""
         part = path.with_name(part_of(path.name))
         try:
-            with self._lock, _translated(self.place):
+            with self._lock, translated(self.place):
                 self._check_usable()
                 part.unlink(missing_ok=True)  # of a process that was killed
                 self.connection.execute("VACUUM INTO ?", (str(part),))
@@ -288,25 +243,6 @@ class Database:
         return found
 
 
-def log_of(database: Path) -> Path:
-    """What was written since the database file was: SQLite keeps it until the last process that has it open closes it."""
-    return database.with_name(f"{database.name}-wal")
-
-
-def _connected(path: Path | None, read_only: bool) -> _Connection:
-    place, uri = (":memory:" if path is None else str(path)), False
-    if path is not None and read_only:
-        # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
-        shared = os.access(path.parent, os.W_OK) or log_of(path).exists()
-        place, uri = f"{path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
-    connection = sqlite3.connect(
-        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=_Connection
-    )
-    # Damaged text must reach the checksum, which names the document, instead of failing to decode.
-    connection.text_factory = lambda data: data.decode("utf-8", "replace")
-    return connection
-
-
 @lru_cache
 def _of_so_many(sql: str, keys: int) -> str:
     return sql.replace("(?)", f"({','.join('?' * keys)})")
@@ -327,7 +263,7 @@ class _Transaction:
             database._begin(self._statement)
         except sqlite3.Error as error:
             database._lock.release()
-            raise _as_ours(database.place, error) from error
+            raise as_ours(database.place, error) from error
         except BaseException:
             database._lock.release()
             raise
@@ -339,83 +275,6 @@ class _Transaction:
             if isinstance(error, sqlite3.Error):
                 raise error
         except sqlite3.Error as raised:
-            raise _as_ours(database.place, raised) from raised
+            raise as_ours(database.place, raised) from raised
         finally:
             database._lock.release()
-
-
-def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
-    """The database of a folder, which is made when it is missing, and whether it can only be read."""
-    database = folder / DATABASE
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
-        if database.exists():
-            _check_not_emptied(database)
-            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
-        if _has_index(folder):
-            raise _lost(f"{folder} holds the index of a memory, but its database, {DATABASE}, is gone.")
-        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
-            raise MemoryCorrupt(
-                f"{folder} holds files, but no memory of this kind.",
-                "Give the path of a memory, or an empty folder. One of another kind is named in [memory] of a pipeline file "
-                "(racm3 config show prints one to begin with), and by --kind where a command of racm3 memory has it.",
-            )
-        if read_only:
-            raise MemoryStoreError(
-                f"There is no memory at {folder}.",
-                "Make one: racm3 index FOLDER --memory PATH, or FaissMemory(PATH), which makes it.",
-            )
-        make_folder(folder)
-    except OSError as error:
-        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
-    return database, False
-
-
-def _check_not_emptied(database: Path) -> None:
-    """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
-    log = log_of(database)
-    if database.stat().st_size == 0 and not (log.exists() and log.stat().st_size) and _has_index(database.parent):
-        raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
-
-
-def _has_index(folder: Path) -> bool:
-    """Whether the vectors of documents lie in a folder; what else is named index may be somebody else's."""
-    return folder.is_dir() and any(folder.glob("vectors-*.rows"))
-
-
-def _lost(what: str) -> MemoryCorrupt:
-    return MemoryCorrupt(what, "Restore it from a backup; or remove the folder, to begin anew.")
-
-
-@contextmanager
-def _translated(place: str) -> Iterator[None]:
-    """SQLite's errors as ours."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise _as_ours(place, error) from error
-
-
-def _as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return MemoryLocked(f"{place} is being written.", "Try again when that is done, or write from one place.")
-    if code == sqlite3.SQLITE_FULL:
-        return MemoryStoreError(
-            f"{place} cannot grow: {error}.", "What was being written is not stored. Make room, and do it again."
-        )
-    if code == sqlite3.SQLITE_READONLY:
-        return MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return _damaged(place, error)
-    if code == sqlite3.SQLITE_CANTOPEN:
-        return MemoryStoreError(
-            f"{place} cannot be opened: {error}.",
-            "A memory for a read-only folder is made with FaissMemory.export_read_only.",
-        )
-    return MemoryStoreError(f"{place} failed: {error}.")
-
-
-def _damaged(place: str, why: object) -> MemoryCorrupt:
-    return MemoryCorrupt(f"{place} is damaged, or not a memory: {why}.", "Restore it from a backup.")

@@ -27,7 +27,7 @@ from . import snapshot
 from .answer import all_ids, hits
 from .approximate import check_name, made_of
 from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
-from .database import DATABASE, database_of
+from .folder import DATABASE, database_of
 from .journal import Journal
 from .kept_index import KeptIndex
 from .rows import vectors_of

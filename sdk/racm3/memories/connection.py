@@ -1,0 +1,106 @@
+"""Connections to the SQLite database of a memory, and what fails in them as errors of ours."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
+from .folder import log_of
+
+BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
+
+
+def connected(path: Path | None, read_only: bool) -> Connection:
+    place, uri = (":memory:" if path is None else str(path)), False
+    if path is not None and read_only:
+        # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
+        shared = os.access(path.parent, os.W_OK) or log_of(path).exists()
+        place, uri = f"{path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
+    connection = sqlite3.connect(
+        place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=Connection
+    )
+    # Damaged text must reach the checksum, which names the document, instead of failing to decode.
+    connection.text_factory = lambda data: data.decode("utf-8", "replace")
+    return connection
+
+
+def _told(method: Callable[..., Any]) -> Callable[..., Any]:
+    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. Sizes that are
+    damaged can ask for more memory than there is; and a damaged number can be the last that there is, so that no other
+    can follow it."""
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except (UnicodeDecodeError, MemoryError, OverflowError) as error:
+            raise _damage(error) from error
+
+    return call
+
+
+class _Cursor(sqlite3.Cursor):
+    execute = _told(sqlite3.Cursor.execute)
+    executemany = _told(sqlite3.Cursor.executemany)
+    fetchone = _told(sqlite3.Cursor.fetchone)
+    fetchall = _told(sqlite3.Cursor.fetchall)
+    __next__ = _told(sqlite3.Cursor.__next__)
+
+
+class Connection(sqlite3.Connection):
+    run = _told(sqlite3.Connection.execute)  # what gives no rows
+
+    def execute(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).execute(*arguments)
+
+    def executemany(self, *arguments: Any) -> sqlite3.Cursor:
+        return self.cursor(_Cursor).executemany(*arguments)
+
+
+def _damage(error: Exception) -> sqlite3.DatabaseError:
+    if isinstance(error, MemoryError):
+        found, code = "it asks for more memory than there is", sqlite3.SQLITE_NOMEM
+    elif isinstance(error, OverflowError):
+        found, code = "its numbers are higher than they can be", sqlite3.SQLITE_CORRUPT
+    else:
+        found, code = "its tables are not described by text", sqlite3.SQLITE_CORRUPT
+    damage = sqlite3.DatabaseError(found)
+    damage.sqlite_errorcode = code
+    return damage
+
+
+@contextmanager
+def translated(place: str) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise as_ours(place, error) from error
+
+
+def as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return MemoryLocked(f"{place} is being written.", "Try again when that is done, or write from one place.")
+    if code == sqlite3.SQLITE_FULL:
+        return MemoryStoreError(
+            f"{place} cannot grow: {error}.", "What was being written is not stored. Make room, and do it again."
+        )
+    if code == sqlite3.SQLITE_READONLY:
+        return MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.")
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return _damaged(place, error)
+    if code == sqlite3.SQLITE_CANTOPEN:
+        return MemoryStoreError(
+            f"{place} cannot be opened: {error}.",
+            "A memory for a read-only folder is made with FaissMemory.export_read_only.",
+        )
+    return MemoryStoreError(f"{place} failed: {error}.")
+
+
+def _damaged(place: str, why: object) -> MemoryCorrupt:
+    return MemoryCorrupt(f"{place} is damaged, or not a memory: {why}.", "Restore it from a backup.")

@@ -1,0 +1,61 @@
+"""The folder of a memory: which files of it are whose, and whether there is one that can be opened."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ..durable import make_folder
+from ..errors import MemoryCorrupt, MemoryStoreError
+
+DATABASE = "memory.db"
+LOCK = ".lock"  # beside the database: the claim of the process that writes
+
+
+def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
+    """The database of a folder, which is made when it is missing, and whether it can only be read."""
+    database = folder / DATABASE
+    try:
+        if folder.exists() and not folder.is_dir():
+            raise MemoryStoreError(f"{folder} is a file; a memory is a folder.", "Give another path.")
+        if database.exists():
+            _check_not_emptied(database)
+            return database, read_only or not (os.access(folder, os.W_OK) and os.access(database, os.W_OK))
+        if _has_index(folder):
+            raise _lost(f"{folder} holds the index of a memory, but its database, {DATABASE}, is gone.")
+        if folder.exists() and any(not found.name.startswith(".") for found in folder.iterdir()):
+            raise MemoryCorrupt(
+                f"{folder} holds files, but no memory of this kind.",
+                "Give the path of a memory, or an empty folder. One of another kind is named in [memory] of a pipeline file "
+                "(racm3 config show prints one to begin with), and by --kind where a command of racm3 memory has it.",
+            )
+        if read_only:
+            raise MemoryStoreError(
+                f"There is no memory at {folder}.",
+                "Make one: racm3 index FOLDER --memory PATH, or FaissMemory(PATH), which makes it.",
+            )
+        make_folder(folder)
+    except OSError as error:
+        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
+    return database, False
+
+
+def _check_not_emptied(database: Path) -> None:
+    """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
+    log = log_of(database)
+    if database.stat().st_size == 0 and not (log.exists() and log.stat().st_size) and _has_index(database.parent):
+        raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
+
+
+def _has_index(folder: Path) -> bool:
+    """Whether the vectors of documents lie in a folder; what else is named index may be somebody else's."""
+    return folder.is_dir() and any(folder.glob("vectors-*.rows"))
+
+
+def _lost(what: str) -> MemoryCorrupt:
+    return MemoryCorrupt(what, "Restore it from a backup; or remove the folder, to begin anew.")
+
+
+def log_of(database: Path) -> Path:
+    """What was written since the database file was: SQLite keeps it until the last process that has it open closes it."""
+    return database.with_name(f"{database.name}-wal")
