@@ -8,7 +8,7 @@ Linux. Every store is in a process of its own and does the same as the others in
 them at a time. Writes memory_speed.<documents>.json beside this file and makes memory_speed.md of all of these; nothing
 is fetched. A million documents take 40 GB of disk below --folder, and 16 GB of memory. Of fewer, the files of a store are
 read before its turn, so that they are in memory whatever the system, or what it runs on, takes back in between; before
-documents are added one by one, those of all stores that are added to, where they fit in memory together.
+documents are added one by one also of more, where those of all stores that are added to fit in memory together.
 
 --stores: by how their names begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
 installed is left out. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
@@ -201,6 +201,7 @@ class Bench:
                 process("make_raw", by_factory=False, **self.against(name))
                 raw: dict[str, Any] = {"recall": process("recall_raw", **self.against(name))}
                 raw["one"] = self.rounds(name, SLOT, 1, {"as it comes": None})
+                raw["one"] |= self.rounds(name, SLOT, 1, {"as it comes, after a pause": None}, rested=True)
                 if name != "racm3 exact":
                     process("make_raw", by_factory=True, **self.against(name))
                     raw["recall_by_factory"] = process("recall_raw", **self.against(name))
@@ -214,9 +215,9 @@ class Bench:
         self.say("beside raw faiss")
 
     def rounds(
-        self, name: str, n: int, together: int, thresholds: dict[str, int | None], least: int = 5
+        self, name: str, n: int, together: int, thresholds: dict[str, int | None], least: int = 5, rested: bool = False
     ) -> dict[str, dict[str, list]]:
-        """By way of faiss: medians of both for each round, and of their differences."""
+        """By way of faiss: medians of both for each round, and of their differences. rested: see `Worker.beside_raw`."""
         answer: dict[str, dict[str, list]] = {}
         for way, threshold in thresholds.items():
             made: dict[str, list] = {"racm3": [], "raw": [], "more": []}
@@ -226,7 +227,7 @@ class Bench:
             ):
                 self.warm(name)
                 turn = len(made["raw"])
-                asked = {"first": turn * SLOT, "n": n, "together": together}
+                asked = {"first": turn * SLOT, "n": n, "together": together, "rested": rested or together > 1}
                 times = self.live[name]("beside_raw", **asked, threshold=threshold, raw_begins=turn % 2 == 1)
                 pairs = list(zip(times["racm3"], times["raw"], strict=True))
                 made["racm3"].append(median(times["racm3"]))
@@ -282,9 +283,6 @@ class Bench:
         names = [name for name in ready if not name.startswith("racm3") or name == "racm3 exact"]
         room = 0.8 * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         self.result["warmed_for_adding"] = sum(self.stores[name].get("bytes", 0) for name in names) < room
-        if self.result["warmed_for_adding"]:
-            for name in names:
-                self.warm(name, always=True)
         self.resume(names)
         bare: list[float] = []
         with (self.given.folder / "bare").open("wb", buffering=0) as file:
@@ -294,6 +292,7 @@ class Bench:
                         bare.append(median(timed(lambda: written(file)) for _ in range(5)))
                     elif name in self.live:
                         with self.trying(name, "adding one"):
+                            self.warm(name, always=self.result["warmed_for_adding"])
                             # The first is not counted: it begins the writing.
                             first = self.data.count + number * 6
                             times = self.live[name]("add_singly", start=first, n=6)[1:]

@@ -25,6 +25,7 @@ ENOUGH = 0.99  # of recall
 TIE = 1e-6  # float32 cannot tell scores apart that are so near
 PATIENCE = 3.0  # seconds for the recall of one setting
 SETTLED = 0.01  # seconds after which the threads of a search have gone to sleep
+WAKING = 20  # queries that are not timed, after which a processor that has slept is as quick as it gets
 
 
 class Worker:
@@ -125,11 +126,14 @@ class Worker:
                 self._data.vectors[:held], lambda found: self._recall(found, nearest, "none", 0) >= ENOUGH, asked
             )
 
-    def beside_raw(self, first: int, n: int, threshold: int | None, together: int, raw_begins: bool) -> dict[str, Any]:
+    def beside_raw(
+        self, first: int, n: int, threshold: int | None, together: int, raw_begins: bool, rested: bool
+    ) -> dict[str, Any]:
         """Ids and scores of `together` queries at a time, n times by racm3 and n times by raw faiss; not in turn, since the
         threads of the one would still be waiting for more, and slow the other down.
 
-        threshold: of faiss, the queries from which on it uses BLAS; None: as it comes.
+        threshold: of faiss, the queries from which on it uses BLAS; None: as it comes. rested: time the first query after the
+        pause, too; otherwise some others come before it.
         """
         import faiss
 
@@ -139,10 +143,13 @@ class Worker:
             faiss.cvar.distance_compute_blas_threshold = threshold
         asked = [self._queries[(first + query + np.arange(together)) % ASKED] for query in range(n)]
         searches: list[tuple[str, Callable[[np.ndarray], Any]]] = [("racm3", self._scored), ("raw", self._raw.search)]
+        waking = [] if rested else [self._queries[ASKED + query % HELD_OUT][None] for query in range(WAKING)]
         times = {}
         try:
             for name, search in searches[:: -1 if raw_begins else 1]:
                 time.sleep(SETTLED)
+                for one in waking:
+                    search(one)
                 times[name] = [self._timed(lambda one=one, search=search: search(one))[0] for one in asked]  # type: ignore[misc]
         finally:
             faiss.cvar.distance_compute_blas_threshold = usual
