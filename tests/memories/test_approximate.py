@@ -465,6 +465,21 @@ def test_damage_at_the_end_of_an_index_file_gives_no_wrong_answer(tmp_path, belo
         assert_finds(memory, {id: vector for id, vector in state.items() if id not in removed}, kind)
 
 
+def test_an_index_of_an_earlier_version_is_built_anew(tmp_path, caplog):
+    filled(tmp_path, "ivf").close()
+    header = json.loads((tmp_path / "index.json").read_text())
+    header["index"]["head_sha256"] = "0" * 64
+    del header["index"]["head_crc32"]
+    header["checksum"] = snapshot._checksum(header)
+    (tmp_path / "index.json").write_text(json.dumps(header))
+    with FaissMemory(tmp_path) as memory:
+        assert memory.verify() == []
+        assert "is of an earlier version" in caplog.text and memory._kept.index.kind == "ivf"
+    with FaissMemory(tmp_path) as memory:
+        memory.refresh()
+        assert caplog.text.count("is of an earlier version") == 1
+
+
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "IVF8,SQ8,RFlat"])
 @pytest.mark.parametrize("damage", ["first", "last of the head", "shorter", "longer", "empty"])
 def test_what_faiss_would_trust_is_checked_before(tmp_path, kind, damage, caplog):

@@ -1,13 +1,16 @@
 """An index of FAISS in a file: written with what it takes to check it, and mapped, so that opening it takes no time.
 
 FAISS trusts what it reads, and what is torn can end the process. At the end of some files lies what it cannot be led astray by:
-the codes of vectors, in plain inverted files with their labels. So opening checks what comes before it; of other kinds, all.
+the codes of vectors, in plain inverted files with their labels. So opening checks what comes before it, of other kinds all, by
+CRC-32: of a large graph that takes a third of the time of SHA-256, which says of whole files whether they are as written.
 """
 
 from __future__ import annotations
 
 import hashlib
 import weakref
+import zlib
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -20,23 +23,24 @@ if TYPE_CHECKING:
     import faiss
 
 LABEL = 8  # bytes
-CHUNK = 2**20
+CHUNK = 2**18  # bytes read at a time, which stay in the processor's cache meanwhile
 
 
 class FaissFile:
     """A file that is mapped. size: bytes; head: how many of them are checked when it is opened. It stays readable when
     another process removes it. Raises `ValueError` when it is not what was written, `OSError`."""
 
-    def __init__(self, path: Path, *, size: int, sha256: str, head: int, head_sha256: str) -> None:
+    def __init__(self, path: Path, *, size: int, sha256: str, head: int, head_crc32: int) -> None:
         import faiss
 
         self.path, self.size, self.sha256 = path, size, sha256
-        self._head = {"head": head, "head_sha256": head_sha256}
+        self._head = {"head": head, "head_crc32": head_crc32}
         self._file = path.open("rb")
         weakref.finalize(self, self._file.close)
         if path.stat().st_size != size or not 0 < head <= size:
             raise ValueError(f"{path.name} has not the size that it was written with")
-        self._check(head, head_sha256)
+        if _crc32(self._file, head) != head_crc32:
+            raise ValueError(f"{path.name} does not match its checksum")
         self.index: Any = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
         self._unread: dict[int, tuple[int, int]] = {}  # where the cells lie that nobody has asked for: start and length
         has_cells = head < size and hasattr(self.index, "invlists")
@@ -70,7 +74,8 @@ class FaissFile:
         import faiss
 
         try:
-            self._check(self.size, self.sha256)
+            if _sha256(self._file) != self.sha256:
+                raise ValueError("it does not match its checksum")
             self._file.seek(0)
             return faiss.read_index(faiss.PyCallbackIOReader(self._file.read, CHUNK))  # type: ignore[attr-defined]
         except (OSError, ValueError) as error:
@@ -78,18 +83,15 @@ class FaissFile:
                 f"The index file {self.path} cannot be read: {error}.", "Compact the memory: its index is built anew."
             ) from error
 
-    def _check(self, length: int, sha256: str) -> None:
-        self._file.seek(0)
-        if _digest(self._file, length) != sha256:
-            raise ValueError(f"{self.path.name} does not match its checksum")
-
 
 def opened(folder: Path, entry: dict[str, Any]) -> FaissFile:
     """The file that a header names."""
+    path = folder / Path(entry["file"]).name
+    if "head_crc32" not in entry:
+        raise ValueError(f"{path.name} is of an earlier version")
     return FaissFile(
-        folder / Path(entry["file"]).name, size=entry["bytes"], sha256=entry["sha256"],
-        head=entry["head"], head_sha256=entry["head_sha256"],
-    )  # fmt: skip
+        path, size=entry["bytes"], sha256=entry["sha256"], head=entry["head"], head_crc32=entry["head_crc32"]
+    )
 
 
 def write(index: faiss.Index, file: BinaryIO) -> str:
@@ -109,12 +111,10 @@ def write(index: faiss.Index, file: BinaryIO) -> str:
 
 def mapped(index: Any, path: Path, sha256: str) -> FaissFile:
     """The file that an index has just been written to."""
-
     size = path.stat().st_size
     head = size - index.ntotal * _unchecked(index)
     with path.open("rb") as file:
-        head_sha256 = sha256 if head == size else _digest(file, head)
-    return FaissFile(path, size=size, sha256=sha256, head=head, head_sha256=head_sha256)
+        return FaissFile(path, size=size, sha256=sha256, head=head, head_crc32=_crc32(file, head))
 
 
 def _unchecked(index: Any) -> int:
@@ -135,9 +135,16 @@ def _cells(index: Any, head: int) -> dict[int, tuple[int, int]]:
     return {cell: (int(starts[cell]), int(sizes[cell])) for cell in np.flatnonzero(sizes).tolist()}
 
 
-def _digest(file: BinaryIO, length: int) -> str:
-    digest = hashlib.sha256()
-    while length and (data := file.read(min(CHUNK, length))):
-        digest.update(data)
-        length -= len(data)
-    return digest.hexdigest()
+def _crc32(file: BufferedReader, length: int) -> int:
+    """Of the first bytes of a file."""
+    file.seek(0)
+    check, buffer = 0, memoryview(bytearray(CHUNK))
+    while length and (read := file.readinto(buffer[: min(CHUNK, length)])):
+        check = zlib.crc32(buffer[:read], check)
+        length -= read
+    return check
+
+
+def _sha256(file: BufferedReader) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
