@@ -62,7 +62,7 @@ def section(result: dict[str, Any]) -> list[str]:
         *grid(["store", "documents", *(f"setting, {title}" for title in TITLES.values())], settings(result)),
         "### Adding, and room\n",
         "In bulk: batches of strings and a matrix, until the store has acknowledged them; its index afterwards, where it "
-        "makes one. One by one: beside a write and fsync of as many bytes"
+        "makes one. One by one, some tens in a turn: beside a write and fsync of as many bytes"
         + (", when the files of all of them were in memory" if result.get("warmed_for_adding") else "")
         + ". fsyncs: calls of it and its like, by strace.\n",
         *grid(

@@ -44,6 +44,7 @@ from memory_worker import ASKED, HELD_OUT, Failed, Process
 MANY, QUICK = 500_000, ["racm3 exact", "racm3 ivf", "chromadb", "lancedb"]  # from so many documents on only these
 BLOCKS = 10  # rounds of bulk adding
 SLOT = 10  # queries of each store in a round of searching
+ADDED = 40  # documents that each store is given one by one in a round: the first take longer, until a log has its size
 OPENINGS = 3
 SMALL = 1000  # documents of the store whose memory is taken off
 SECTION = 8.0  # seconds that a store may search for in all rounds together
@@ -289,13 +290,13 @@ class Bench:
             for number in range(self.given.rounds):
                 for name in self.shuffled([*names, "bare"]):
                     if name == "bare":
-                        bare.append(median(timed(lambda: written(file)) for _ in range(5)))
+                        bare.append(median(timed(lambda: written(file)) for _ in range(ADDED)))
                     elif name in self.live:
                         with self.trying(name, "adding one"):
                             self.warm(name, always=self.result["warmed_for_adding"])
                             # The first is not counted: it begins the writing.
-                            first = self.data.count + number * 6
-                            times = self.live[name]("add_singly", start=first, n=6)[1:]
+                            first = self.data.count + number * (ADDED + 1)
+                            times = self.live[name]("add_singly", start=first, n=ADDED + 1)[1:]
                             self.stores[name].setdefault("single", []).append(median(times))
         self.result["bare_fsync"] = bare
         self.say("added one by one")

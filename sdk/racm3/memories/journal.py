@@ -313,7 +313,8 @@ class Journal(Database):
         for field in fields:
             for (key,) in run("SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)", field):
                 keys[field] = key
-        missing = sorted(field for field in fields if field not in keys)
+        if not (missing := sorted(fields - keys.keys())):
+            return keys
         new = {field: key for key, field in enumerate(missing, start=self._next_key("fields"))}
         self.connection.executemany(
             "INSERT INTO fields VALUES (?, ?, ?, ?)", [(key, *field) for field, key in new.items()]
