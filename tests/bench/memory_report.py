@@ -27,7 +27,7 @@ def table(folder: Path) -> str:
         "# How quick a memory is\n",
         "Made by memory_speed.py; what stands in brackets are the quartiles of rounds.\n",
     ]
-    for result in sorted(found, key=lambda result: result["documents"]):
+    for result in sorted(found, key=lambda result: (result["documents"], result.get("name", ""))):
         parts += section(result)
     return "\n".join(parts)
 
@@ -35,8 +35,9 @@ def table(folder: Path) -> str:
 def section(result: dict[str, Any]) -> list[str]:
     machine = result["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    heading = f", {result['name']}" if result.get("name") else ""
     return [
-        f"## {result['documents']:,} documents\n",
+        f"## {result['documents']:,} documents{heading}\n",
         "Vectors of width 512, 2 KB of text, two fields; ten hits for a query. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']} GB; {machine['system']}, Python "
         f"{machine['python']}; {versions}.\n",

@@ -11,7 +11,8 @@ read before its turn, so that they are in memory whatever the system, or what it
 documents are added one by one also of more, where those of all stores that are added to fit in memory together.
 
 --stores: by how their names begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
-installed is left out. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
+installed is left out. --name: of a run that is kept beside another one of as many documents, whose stores would not fit into
+memory together with its own. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
 not get so far is measured with what it holds, and the table says so; one that is seen from the beginning not to get so
 far is given a third of the time.
 --threads: cores that may be used; all of them unless said otherwise.
@@ -60,7 +61,7 @@ class Bench:
         self.live: dict[str, Process] = {}
         self.warms = data.count < MANY
         self.result: dict[str, Any] = {
-            "documents": data.count, "warmed": self.warms, "stores": {}, "raw": {}, "not_run": {},
+            "documents": data.count, "name": given.name, "warmed": self.warms, "stores": {}, "raw": {}, "not_run": {},
         }  # fmt: skip
 
     @property
@@ -341,6 +342,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--stores", nargs="*")
+    parser.add_argument("--name", default="")
     parser.add_argument("--limit-minutes", type=float)
     parser.add_argument("--rounds", type=int, default=20, help="of searching, at most 20")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -375,7 +377,7 @@ def main() -> None:
         shutil.rmtree(given.folder)
     command = ["python", "tests/bench/memory_speed.py", *sys.argv[1:]]
     bench.result |= {"command": shlex.join(command), "seconds": round(time.monotonic() - given.began)}
-    path = given.out / f"memory_speed.{given.documents}.json"
+    path = given.out / ".".join(filter(None, ["memory_speed", str(given.documents), given.name, "json"]))
     path.write_text(json.dumps(memory_report.rounded(bench.result), indent=1) + "\n", encoding="utf-8")
     (given.out / "memory_speed.md").write_text(memory_report.table(given.out), encoding="utf-8")
 
