@@ -280,6 +280,64 @@ def test_a_forked_process_is_told_to_open_its_own(folder):
     assert done.stdout.split() == ["0", "20"], done.stderr
 
 
+def test_a_forked_process_does_not_wait_for_what_a_thread_of_its_parent_holds(folder):
+    done = python(
+        """
+        import threading
+        with FaissMemory(folder) as memory:
+            held, done = threading.Event(), threading.Event()
+            def hold():
+                with memory._journal.reading():
+                    held.set()
+                    done.wait()
+            thread = threading.Thread(target=hold)
+            thread.start()
+            held.wait()
+            child = os.fork()
+            if child == 0:
+                signal.alarm(20)
+                told = 0
+                for call in (lambda: len(memory), lambda: memory.delete(["d1"]), lambda: memory.export_read_only(folder / "x")):
+                    try:
+                        call()
+                    except MemoryStoreError as error:
+                        told += "Open it again in this process" in str(error)
+                memory.close()
+                os._exit(told)
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            done.set()
+            thread.join()
+            print(len(memory))
+        """,
+        folder,
+    )
+    assert done.stdout.split() == ["3", "20"], done.stderr
+
+
+def test_a_forked_process_that_writes_keeps_its_claim_when_it_closes_what_it_inherited(folder):
+    done = python(
+        """
+        inherited = FaissMemory(folder)
+        inherited.delete(["d1"])
+        ours, theirs = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.read(ours, 1)
+            memory = FaissMemory(folder)
+            memory.delete(["d2"])
+            inherited.close()
+            del inherited
+            done = python("FaissMemory(folder).delete(['d3'])", folder)
+            os._exit(0 if f"is being written by process {os.getpid()}" in done.stderr else 1)
+        inherited.close()
+        os.write(theirs, b"!")
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        folder,
+    )
+    assert done.stdout.split() == ["0"], done.stderr
+
+
 # The snapshot
 
 
@@ -601,6 +659,34 @@ def test_a_memory_in_a_folder_without_write_access_opens_read_only(folder, expec
             path.chmod(0o755)
     assert done.returncode == 0, done.stderr
     assert [[tuple(hit) for hit in hits] for hits in json.loads(done.stdout)] == expected
+
+
+def test_a_memory_that_was_taken_never_to_change_says_so_when_it_does(folder, expected, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "access", lambda path, mode: mode != os.W_OK)
+        reader = FaissMemory(folder)
+    assert reader.read_only and answer(reader) == expected
+    with FaissMemory(folder) as owner:
+        assert answer(reader) == answer(owner) == expected  # nothing is written yet
+        owner.add(texts(1, start=100), unit(1, 1))
+        with pytest.raises(MemoryStoreError, match="has been written to since it was opened"):
+            answer(reader)
+    with pytest.raises(MemoryStoreError, match="has been written to"):
+        len(reader)
+    reader.close()
+    with FaissMemory(folder) as memory:
+        assert len(memory) == 21
+
+
+def test_any_number_of_documents_can_be_removed_at_once(tmp_path):
+    with FaissMemory(tmp_path) as memory:
+        memory.bind(ENCODER)
+        memory.add(texts(1300), unit(0, 1300))
+        memory.add(texts(1200), unit(1, 1200), on_duplicate="replace")
+        assert len(memory) == 1300
+        assert memory.delete([f"d{i}" for i in range(1250)]) == 1250
+        assert {hit.id for hit in memory.search(QUERIES[:1], k=99)[0]} == {f"d{i}" for i in range(1250, 1300)}
+        assert memory.stats()["texts"] == 50 and memory.verify() == []
 
 
 def test_a_database_that_was_emptied_is_not_taken_for_a_new_one(folder, tmp_path):

@@ -45,7 +45,7 @@ class Claim:
             ) from error
         except OSError as error:
             raise MemoryStoreError(f"{place} cannot be written: {error.strerror or error}.") from error
-        self.release = weakref.finalize(self, _let_go, key)
+        self.release = weakref.finalize(self, _let_go, key, os.getpid())
 
 
 def is_claimed(path: Path) -> bool:
@@ -87,10 +87,10 @@ def _take(path: Path) -> _File:
         return key
 
 
-def _let_go(key: _File) -> None:
+def _let_go(key: _File, owner: int) -> None:
+    if owner != os.getpid():  # the claim of a parent process
+        return
     with _guard:
-        if key not in _held:  # the claim of a parent process
-            return
         descriptor, claims = _held.pop(key)
         if claims > 1:
             _held[key] = descriptor, claims - 1

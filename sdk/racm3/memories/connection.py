@@ -7,20 +7,21 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .folder import log_of
 
 BUSY_SECONDS = 5.0  # how long a writer waits for another one of its own process
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
 def connected(path: Path | None, read_only: bool) -> Connection:
     place, uri = (":memory:" if path is None else str(path)), False
     if path is not None and read_only:
-        # `immutable` needs no lock files, hence no write access; but it is only right where nobody writes.
-        shared = os.access(path.parent, os.W_OK) or log_of(path).exists()
-        place, uri = f"{path.resolve().as_uri()}?mode=ro{'' if shared else '&immutable=1'}", True
+        # `immutable` needs no lock files, hence no write access.
+        fixed = is_taken_to_be_fixed(path, read_only)
+        place, uri = f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' * fixed}", True
     connection = sqlite3.connect(
         place, uri=uri, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False, factory=Connection
     )
@@ -29,10 +30,36 @@ def connected(path: Path | None, read_only: bool) -> Connection:
     return connection
 
 
+def is_taken_to_be_fixed(path: Path, read_only: bool) -> bool:
+    """Whether a database is opened as one that never changes: where this process cannot write, and nobody else has it open."""
+    return read_only and not (os.access(path.parent, os.W_OK) or log_of(path).exists())
+
+
+class Stamp(NamedTuple):
+    """What changes when somebody writes to a database: when its file was, its size, and that of its log; 0 of what is gone."""
+
+    path: Path
+    modified: int
+    size: int
+    logged: int
+
+
+def stamp_of(path: Path) -> Stamp:
+    modified, size = _time_and_size(path)
+    return Stamp(path, modified, size, _time_and_size(log_of(path))[1])
+
+
+def _time_and_size(path: Path) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 def _told(method: Callable[..., Any]) -> Callable[..., Any]:
-    """SQLite's messages quote what is damaged; where that is no text any more, Python fails to read them. Sizes that are
-    damaged can ask for more memory than there is; and a damaged number can be the last that there is, so that no other
-    can follow it."""
+    """Damage can make SQLite's messages undecodable, its sizes exceed memory, and its numbers overflow: each is told as an
+    error of the database."""
 
     def call(*arguments: Any) -> Any:
         try:
@@ -74,16 +101,17 @@ def _damage(error: Exception) -> sqlite3.DatabaseError:
 
 
 @contextmanager
-def translated(place: str) -> Iterator[None]:
-    """SQLite's errors as ours."""
+def translated(place: str, *, written: str = "") -> Iterator[None]:
+    """SQLite's errors as ours. place: what is read; written: what is written meanwhile, where that is something else."""
     try:
         yield
     except sqlite3.Error as error:
-        raise as_ours(place, error) from error
+        damaged = _code_of(error) in DAMAGED
+        raise as_ours(place if damaged or not written else written, error) from error
 
 
 def as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
-    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    code = _code_of(error)
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return MemoryLocked(f"{place} is being written.", "Try again when that is done, or write from one place.")
     if code == sqlite3.SQLITE_FULL:
@@ -92,7 +120,7 @@ def as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
         )
     if code == sqlite3.SQLITE_READONLY:
         return MemoryLocked(f"{place} cannot be written: {error}.", "Open it with read_only=True.")
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if code in DAMAGED:
         return _damaged(place, error)
     if code == sqlite3.SQLITE_CANTOPEN:
         return MemoryStoreError(
@@ -100,6 +128,10 @@ def as_ours(place: str, error: sqlite3.Error) -> MemoryStoreError:
             "A memory for a read-only folder is made with FaissMemory.export_read_only.",
         )
     return MemoryStoreError(f"{place} failed: {error}.")
+
+
+def _code_of(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _damaged(place: str, why: object) -> MemoryCorrupt:
