@@ -20,6 +20,7 @@ from mutations import Wrong, mutated, reworded
 from racm3.collection import read_shards
 from racm3.errors import RACM3Error
 from racm3.memories import shards
+from racm3.memories.checksum import json_checksum
 from racm3.memories.faiss import FaissMemory
 from racm3.memories.shards import Export, export_memory, import_memory
 
@@ -108,7 +109,7 @@ def signed(files: Files, *, only: bool) -> bytes:
     if not only:
         for shard in said["shards"]:
             shard["sha256"] = hashlib.sha256(files[shard["name"]]).hexdigest()
-    said["checksum"] = shards._checksum(said)
+    said["checksum"] = json_checksum(said)
     return json.dumps(said).encode()
 
 

@@ -15,6 +15,7 @@ from racm3.document import Document
 from racm3.errors import MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
 from racm3.memories import approximate, index, page_cache, snapshot
+from racm3.memories.checksum import json_checksum
 from racm3.memories.faiss import FaissMemory
 
 DIM, N = 16, 1500
@@ -465,19 +466,22 @@ def test_damage_at_the_end_of_an_index_file_gives_no_wrong_answer(tmp_path, belo
         assert_finds(memory, {id: vector for id, vector in state.items() if id not in removed}, kind)
 
 
-def test_an_index_of_an_earlier_version_is_built_anew(tmp_path, caplog):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_index_of_an_earlier_version_is_checked_as_a_whole(tmp_path, damaged, caplog):
     filled(tmp_path, "ivf").close()
     header = json.loads((tmp_path / "index.json").read_text())
     header["index"]["head_sha256"] = "0" * 64
     del header["index"]["head_crc32"]
-    header["checksum"] = snapshot._checksum(header)
+    header["checksum"] = json_checksum(header)
     (tmp_path / "index.json").write_text(json.dumps(header))
-    with FaissMemory(tmp_path) as memory:
-        assert memory.verify() == []
-        assert "is of an earlier version" in caplog.text and memory._kept.index.kind == "ivf"
+    data = bytearray(saved(tmp_path).read_bytes())
+    data[-1] ^= damaged
+    saved(tmp_path).write_bytes(data)
     with FaissMemory(tmp_path) as memory:
         memory.refresh()
-        assert caplog.text.count("is of an earlier version") == 1
+        assert ("is passed over" in caplog.text) == damaged and memory._kept.index.kind == "ivf"
+        assert_finds(memory, {document.id: VECTORS[n] for n, document in enumerate(DOCUMENTS[: N - 50])}, "ivf")
+    assert json.loads((tmp_path / "index.json").read_text()) != header or not damaged
 
 
 @pytest.mark.parametrize("kind", ["hnsw", "ivf", "ivf-pq", "IVF8,SQ8,RFlat"])

@@ -10,6 +10,7 @@ from racm3.errors import (
     DimensionMismatch,
     DuplicateDocument,
     EncoderMismatch,
+    InvalidDocument,
     MemoryLocked,
     MemoryStoreError,
 )
@@ -167,6 +168,9 @@ def test_a_memory_that_is_not_bound_finds_nothing(rng):
         ({"k": 1, "exclude": []}, "0 exclusions for 1 queries"),
         ({"k": 1, "exclude": ["d0"]}, "a collection of names for each query"),
         ({"k": 1, "exclude": [None]}, "a collection of names for each query"),
+        ({"k": 1, "exclude": [{5}]}, "a collection of names for each query"),
+        ({"k": 1, "exclude": [{None}]}, "a collection of names for each query"),
+        ({"k": 1, "exclude": 5}, "a collection of names for each query"),
     ],
 )
 def test_what_cannot_be_searched_is_an_error(memory, rng, asked, message):
@@ -174,7 +178,41 @@ def test_what_cannot_be_searched_is_an_error(memory, rng, asked, message):
         memory.search(unit(rng, 1), **asked)
 
 
+@pytest.mark.parametrize("documents", [100, 250, 5000])
+@pytest.mark.parametrize("k", [10**9, np.uint8(10), np.uint64(10)])
+@pytest.mark.parametrize("queries", [1, 3])
+def test_any_whole_number_of_hits_can_be_asked_for(rng, documents, k, queries):
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add([Document(f"text {n}") for n in range(documents)], unit(rng, documents))
+        for hits in memory.search(unit(rng, queries), k=k):
+            assert len({hit.id for hit in hits}) == min(int(k), documents)
+
+
+def test_vectors_that_want_a_gradient_are_an_error_of_ours(memory):
+    import torch
+
+    with pytest.raises(MemoryStoreError, match="cannot be read as such"):
+        memory.search(torch.ones(1, DIM, requires_grad=True), k=1)
+
+
 # Adding
+
+
+@pytest.mark.parametrize("documents", [None, 5, Document("text")])
+def test_what_is_no_list_of_documents_is_an_error_and_stores_nothing(memory, rng, documents):
+    before = len(memory)
+    with pytest.raises(InvalidDocument, match="a list of Documents"):
+        memory.add(documents, unit(rng, 1))
+    assert len(memory) == before
+
+
+@pytest.mark.parametrize("between", [0, 300])
+def test_a_document_that_comes_twice_in_one_call_is_named_as_that(memory, rng, between):
+    once, others = Document("text", id="twice"), [Document(f"other {n}") for n in range(between)]
+    with pytest.raises(DuplicateDocument, match="'twice' comes twice"):
+        memory.add([once, *others, once], unit(rng, between + 2))
+    assert memory.get(["twice"]) == [None]
 
 
 def test_half_surrogates_are_kept_as_they_are(memory, rng):

@@ -186,6 +186,18 @@ def test_a_place_that_is_none_is_an_error_of_ours(tmp_path, pictures, data):
                 copy.get(["red"])
 
 
+@pytest.mark.parametrize("data", ["text", 7])
+def test_a_damaged_place_is_mended_when_its_picture_is_added_again(tmp_path, pictures, data):
+    filled(tmp_path / "memory", pictures[:1], images="in-files").close()
+    connection = sqlite3.connect(tmp_path / "memory" / "memory.db")
+    connection.execute("UPDATE contents SET data = ? WHERE is_image = 2", (data,))
+    connection.commit()
+    connection.close()
+    with FaissMemory(tmp_path / "memory", images="in-files") as memory:
+        memory.add(pictures[:1], VECTORS[:1], on_duplicate="replace")
+        assert memory.get(["red"]) == pictures[:1] and memory.verify() == []
+
+
 def test_a_picture_that_is_added_as_such_needs_its_file_no_more(tmp_path, photos, pictures):
     filled(tmp_path / "memory", pictures[:1], images="in-files").close()
     with FaissMemory(tmp_path / "memory") as memory:

@@ -43,7 +43,7 @@ def tiny(rng, n):
 
 @pytest.fixture(autouse=True)
 def halves(monkeypatch):
-    monkeypatch.setattr(scan, "SMALL", 0)
+    monkeypatch.setattr(scan, "PLAIN", 0)
 
 
 @pytest.fixture(params=[random, crowded, repeated, tiny])
@@ -168,7 +168,7 @@ def test_ids_of_any_length_lie_beside_their_vectors(tmp_path, widths):
 def test_records_come_alike_from_files_and_from_memory(tmp_path, monkeypatch, cached, sparing, few):
     monkeypatch.setattr(page_cache, "is_cached", lambda *place: cached)
     if not few:
-        monkeypatch.setattr("racm3.memories.segment.FEW", 0)
+        monkeypatch.setattr("racm3.memories.segment.SINGLY", 0)
     vectors, ids = unit(random(np.random.default_rng(0), 90)), [b"x" * (1 + n // 8) for n in range(90)]
     made, read = [], []
     for place in range(0, 90, 30):  # the slots of each are wider

@@ -16,9 +16,10 @@ from racm3.errors import EncoderMismatch, MemoryCorrupt, MemoryStoreError
 from racm3.interfaces import Encoder
 from racm3.memories import shards as shards_module
 from racm3.memories import snapshot
+from racm3.memories.checksum import json_checksum
 from racm3.memories.faiss import FaissMemory
 from racm3.memories.journal import Journal
-from racm3.memories.shards import Export, _checksum, export_memory, import_memory
+from racm3.memories.shards import Export, export_memory, import_memory
 
 DIM = 8
 ENCODER = Encoder("encoder", DIM)
@@ -169,7 +170,7 @@ def test_a_width_that_no_vector_has_is_refused(shards, dim):
     """The checksum says nothing about who wrote it."""
     said = json.loads((shards / "export.json").read_text())
     said["encoder"]["dim"] = dim
-    said["checksum"] = _checksum(said)
+    said["checksum"] = json_checksum(said)
     (shards / "export.json").write_text(json.dumps(said))
     with pytest.raises(MemoryCorrupt):
         Export(shards)
@@ -178,7 +179,7 @@ def test_a_width_that_no_vector_has_is_refused(shards, dim):
 def test_a_shard_whose_name_is_none_is_refused(shards):
     said = json.loads((shards / "export.json").read_text())
     said["shards"][0]["name"] = "shard\0.tar"
-    said["checksum"] = _checksum(said)
+    said["checksum"] = json_checksum(said)
     (shards / "export.json").write_text(json.dumps(said))
     with pytest.raises(MemoryCorrupt):
         Export(shards)

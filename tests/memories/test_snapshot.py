@@ -41,7 +41,7 @@ def answer(memory, where=None):
 def large(monkeypatch):
     """Few documents are many."""
     monkeypatch.setattr(index, "SCAN", 10)
-    monkeypatch.setattr(scan, "SMALL", 10)
+    monkeypatch.setattr(scan, "PLAIN", 10)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def hits(
 
 
 class _AnswerHit(Hit):
-    """A hit of an answer, made without another look at what it is made of: every search makes some."""
+    """A hit of a search. It is made without `Hit.__init__`, which takes too long for each of them."""
 
     __slots__ = ("_answer", "_place")
 
@@ -68,7 +68,7 @@ class _AnswerHit(Hit):
 
 
 class _Answer:
-    """What is asked of one hit is read for others, too. seqs, ids, vectors: of what was found; order: the places of the hits
+    """Reads for several hits at once when one of them is looked at. seqs, ids, vectors: of what was found; order: the places of the hits
     among them, as they are handed out."""
 
     def __init__(
@@ -79,7 +79,7 @@ class _Answer:
         self._hashes: dict[int, list[str]] | None = None
 
     def hashes(self, place: int) -> Collection[str]:
-        """None of a document that was removed after it was found."""
+        """Empty for a document that was removed after it was found."""
         if self._hashes is None:  # who compares one document with the others will ask for all
             with self._journal.reading():
                 self._hashes = self._journal.hashes(self._seqs[place] for place in self._order)

@@ -128,7 +128,7 @@ def _made(kind: str, dim: int, documents: int) -> tuple[Any, int]:
         made: Any = faiss.index_factory(dim, f"IVF{cells},SQfp16", faiss.METRIC_INNER_PRODUCT)
         made.by_residual = False  # scores are by the vectors, whatever becomes of the centres
         return made, SAMPLE * cells
-    made = faiss.index_factory(dim, f"IVF{cells},PQ{_pieces(dim, 8)}", faiss.METRIC_INNER_PRODUCT)
+    made = faiss.index_factory(dim, f"IVF{cells},PQ{_subspaces(dim, 8)}", faiss.METRIC_INNER_PRODUCT)
     made.do_polysemous_training = False  # it takes most of the time, for a search by Hamming distance that is not made
     return made, max(SAMPLE * cells, 2**14)
 
@@ -145,7 +145,7 @@ def _by_factory(name: str, dim: int) -> faiss.Index:
         return faiss.index_factory(dim, name, faiss.METRIC_L2)
 
 
-def _pieces(dim: int, numbers: int) -> int:
+def _subspaces(dim: int, numbers: int) -> int:
     """How many pieces to cut vectors into, of so many numbers each or a few more: FAISS wants them all alike."""
     return next(pieces for pieces in range(max(1, dim // numbers), 0, -1) if dim % pieces == 0)
 
@@ -192,10 +192,10 @@ def _choose_quickly(index: Any, *, sparing: bool) -> None:
     wide, dim = index.quantizer, index.d
     centres = wide.reconstruct_n(0, index.nlist)
     narrow: Any = faiss.IndexScalarQuantizer(dim, faiss.ScalarQuantizer.QT_bf16, faiss.METRIC_INNER_PRODUCT)
-    codes: Any = faiss.index_factory(dim, f"PQ{_pieces(dim, 2)}x4fs", faiss.METRIC_INNER_PRODUCT)
+    codes: Any = faiss.index_factory(dim, f"PQ{_subspaces(dim, 2)}x4fs", faiss.METRIC_INNER_PRODUCT)
     codes.pq.cp.min_points_per_centroid = 1
     parts = [codes] if sparing else [codes, narrow]
-    if index.nlist < CODED or dim > 4 * _pieces(dim, 2):  # of a width that cannot be cut, codes say little
+    if index.nlist < CODED or dim > 4 * _subspaces(dim, 2):  # of a width that cannot be cut, codes say little
         parts = [narrow]
     for part in parts:
         part.train(centres)
@@ -281,7 +281,7 @@ class ApproximateIndex(VectorIndex):
         found = search(queries, min(fetch, indexed), params=self._parameters(fetch, wanted))
         for query, scores, rows, gone in zip(queries, *found, excluded, strict=True):
             labels = rows.tolist()
-            # -1 stands for none; what else is not there is damage in the file.
+            # -1 stands for no result; any other label that is out of range is damage in the file.
             if not 0 <= min(labels) <= max(labels) < indexed:
                 known = (rows >= 0) & (rows < indexed)
                 rows, scores = rows[known], scores[known]

@@ -32,6 +32,8 @@ def with_vectors(documents: Iterable[Document], rows: np.ndarray) -> Iterator[tu
 
     Raises `InvalidDocument` for what is no document or a prompt, `MemoryStoreError` if there are not as many as rows.
     """
+    if not isinstance(documents, Iterable):
+        raise InvalidDocument(f"A memory stores a list of Documents, not {type(documents).__name__}.")
     number = 0
     for document in documents:
         if not isinstance(document, Document):
@@ -50,13 +52,15 @@ def exclusions(exclude: Sequence[Collection[str]] | None, queries: int) -> list[
     """Ids and content hashes to leave out, for each query."""
     if exclude is None:
         return [set() for _ in range(queries)]
-    if isinstance(exclude, str) or not all(
-        isinstance(names, Collection) and not isinstance(names, str) for names in exclude
-    ):
+    if not isinstance(exclude, Sequence) or isinstance(exclude, str) or not all(map(_are_names, exclude)):
         raise MemoryStoreError("exclude takes a collection of names for each query.", "Give [{'id'}].")
     if len(exclude) != queries:
         raise MemoryStoreError(f"There are {len(exclude)} exclusions for {queries} queries.", "Give one for each.")
     return [set(names) for names in exclude]
+
+
+def _are_names(given: object) -> bool:
+    return isinstance(given, Collection) and not isinstance(given, str) and all(isinstance(name, str) for name in given)
 
 
 def id_list(ids: Sequence[str]) -> list[str]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ..errors import MemoryCorrupt
 
@@ -22,6 +26,18 @@ def matches(check: object, *pieces: object) -> bool:
         if not isinstance(piece, bytes):
             return False
     return check == checksum(*pieces)  # type: ignore[arg-type]
+
+
+def json_checksum(said: Mapping[str, Any]) -> str:
+    """SHA-256, as hex, of what a JSON file says, but for its `checksum`."""
+    values = {name: value for name, value in said.items() if name != "checksum"}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hex. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def corrupt(name: str) -> MemoryCorrupt:

@@ -1,4 +1,4 @@
-"""The default memory: SQLite keeps the documents, FAISS finds the nearest of them exactly.
+"""The default memory: SQLite keeps the documents, a scan of all vectors or an index of FAISS finds the nearest of them.
 
     with FaissMemory(Path("./memory")) as memory:
         memory.bind(retriever.encoder)
@@ -14,6 +14,7 @@ import logging
 import os
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,11 +43,12 @@ logger = logging.getLogger("racm3.memories")
 
 
 class FaissMemory(MemoryStore):
-    """Documents in SQLite, inner-product search by FAISS: exact, unless `reindex` says otherwise. Threads can share it.
+    """Documents in SQLite, searched by inner product: exactly, unless `reindex` says otherwise. Threads can share it.
 
     Any number of processes can read a memory while one writes to it; each search takes in what was written before. The
     first change makes a process the writer until it closes the memory or ends; another one that tries gets `MemoryLocked`
-    at once, with the writer's process id. Reading alone changes nothing in a memory that was exported.
+    at once, with the writer's process id. Reading alone changes nothing in a memory that was exported. Where a process may
+    not write to the folder, and nobody had the memory open, it is taken never to change; when it does, reading it is an error.
 
     path: a folder, made when it is missing; None keeps everything in memory. read_only: never write, as for a memory that
     ships inside a package (see `export_read_only`); also so when the folder cannot be written. precision: of the vectors
@@ -121,7 +123,7 @@ class FaissMemory(MemoryStore):
         prompt with blanks; `MemoryLocked`. An error stores nothing.
         """
         check_policy(on_duplicate)
-        encoder = self._encoder or self.encoder  # who is bound stays so
+        encoder = self._encoder or self.encoder  # a binding never changes
         if encoder is None:
             raise MemoryStoreError("The memory is not bound to an encoder.", "Call bind(retriever.encoder) first.")
         rows = unit_vectors(vectors, encoder.dim).astype(self._precision, copy=False)
@@ -138,7 +140,7 @@ class FaissMemory(MemoryStore):
         where: Where | None = None,
         exclude: Sequence[Collection[str]] | None = None,
     ) -> list[list[Hit]]:
-        """As `MemoryStore.search`, exact; equal scores come in order of id. `where`: see `racm3.memories.where`."""
+        """As `MemoryStore.search`; equal scores come in order of id. `where`: see `racm3.memories.where`."""
         condition = None if where is None else parse(where)
         check_count("k", k, "hits")
         if condition is None and exclude is None and (answer := self._answer_at_once(vectors, k)) is not None:
@@ -254,8 +256,11 @@ class FaissMemory(MemoryStore):
         index, and the share of the nearest documents that it was measured to find, None where it finds all."""
         with self._journal.reading():
             encoder, stats, index = self._journal.encoder(), self._journal.stats(), self._journal.index_name()
-        files = sorted(self._folder.iterdir()) if self._folder is not None else []
-        sizes = {path.name: path.stat().st_size for path in files if path.is_file() and path.name[0] != "."}
+        sizes = {}
+        for path in sorted(self._folder.iterdir()) if self._folder is not None else []:
+            with suppress(FileNotFoundError):  # a writer has replaced it since
+                if path.is_file() and path.name[0] != ".":
+                    sizes[path.name] = path.stat().st_size
         return {
             **stats,
             "index": index,
@@ -286,19 +291,14 @@ class FaissMemory(MemoryStore):
         with self._journal.writing():
             self._journal.purge()
         self._journal.vacuum()
-        if self._folder is not None and snapshot.saved_state(self._folder) is not None:
-            with self._journal.reading():
-                encoder, damaged = self._journal.encoder(), snapshot.damaged(self._folder)
-                if encoder is not None:
-                    index = self._kept.built(encoder.dim) if damaged else self._kept.caught_up()
-                    assert index is not None
-                    self._kept.index = snapshot.save(index, self._folder)
+        with self._journal.reading():
+            self._kept.compact()
 
     def reindex(self, index: str, progress: Progress | None = None) -> None:
         """Make another kind of index, and keep it: "exact", "hnsw", "ivf", "ivf-pq", "auto", or a FAISS factory string;
         see `racm3.memories.approximate`. All others go on meanwhile, other threads of this process among them: they search by
-        the index that there is, add and delete. Documents that are added enter the new one; when a memory has grown to
-        several times its size, this trains it anew.
+        the index that there is, add and delete. Documents that are added later enter the new one. Call it again when the
+        memory has grown to several times its size: the index is then trained anew.
 
         progress: called with the number of documents in the new index, the number in all, and "index". Raises
         `MemoryStoreError`, and changes nothing, when there is no such index, or none can be made for these documents.
@@ -309,21 +309,16 @@ class FaissMemory(MemoryStore):
         check_name(index, encoder.dim)
         with self._reindexing:
             with self._journal.writing():  # who may not write is told so now
-                current = self._kept.caught_up()
-                assert current is not None
-                documents = current.frozen()
+                documents = self._kept.documents()
             total = len(documents.seqs)
             made = made_of(documents, index, lambda done: progress and progress(done, total, "index"))
             if self._folder is not None:
                 snapshot.prepare(made, self._folder)
             with self._journal.writing():
-                self._kept.advance(made, self._journal.state())
+                self._kept.replace(made)
                 self._journal.set_index_name(index)
-                self._kept.index = made
             with self._journal.reading():
-                current = self._kept.caught_up()
-                assert current is not None
-                self._kept.index = current if self._folder is None else snapshot.save(current, self._folder)
+                self._kept.save()
         if progress is not None:
             progress(total, total, "index")
 
@@ -340,8 +335,8 @@ class FaissMemory(MemoryStore):
             if not found:
                 known = f"{nearest(name, fields)} Known: {', '.join(fields) or 'none'}."
                 raise MemoryStoreError(f"No document has a field {name!r}.", known.strip())
-        if self._kept.index is not None:
-            self._kept.index.forget_filters()
+        with self._journal.looking():
+            self._kept.forget_filters()
         return found
 
     def export_read_only(self, path: Path, *, snapshot: bool = False) -> None:
@@ -371,6 +366,4 @@ class FaissMemory(MemoryStore):
 def _add_snapshot(folder: Path) -> None:
     """Write the index of an exported memory beside it."""
     with FaissMemory(folder, read_only=True) as memory, memory._journal.reading():
-        index = memory._kept.caught_up()
-        if index is not None and index.last_seq:
-            snapshot.save(index, folder)
+        memory._kept.save()

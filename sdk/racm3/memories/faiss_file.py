@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import MemoryCorrupt
 from . import page_cache
+from .checksum import sha256_of
 
 if TYPE_CHECKING:
     import faiss
@@ -74,7 +75,8 @@ class FaissFile:
         import faiss
 
         try:
-            if _sha256(self._file) != self.sha256:
+            self._file.seek(0)
+            if hashlib.file_digest(self._file, "sha256").hexdigest() != self.sha256:
                 raise ValueError("it does not match its checksum")
             self._file.seek(0)
             return faiss.read_index(faiss.PyCallbackIOReader(self._file.read, CHUNK))  # type: ignore[attr-defined]
@@ -86,12 +88,13 @@ class FaissFile:
 
 def opened(folder: Path, entry: dict[str, Any]) -> FaissFile:
     """The file that a header names."""
-    path = folder / Path(entry["file"]).name
-    if "head_crc32" not in entry:
-        raise ValueError(f"{path.name} is of an earlier version")
-    return FaissFile(
-        path, size=entry["bytes"], sha256=entry["sha256"], head=entry["head"], head_crc32=entry["head_crc32"]
-    )
+    path, check = folder / Path(entry["file"]).name, entry.get("head_crc32")
+    if check is None:  # of an earlier version, which had another checksum of the head
+        if sha256_of(path) != entry["sha256"]:
+            raise ValueError(f"{path.name} does not match its checksum")
+        with path.open("rb") as file:
+            check = _crc32(file, entry["head"])
+    return FaissFile(path, size=entry["bytes"], sha256=entry["sha256"], head=entry["head"], head_crc32=check)
 
 
 def write(index: faiss.Index, file: BinaryIO) -> str:
@@ -143,8 +146,3 @@ def _crc32(file: BufferedReader, length: int) -> int:
         check = zlib.crc32(buffer[:read], check)
         length -= read
     return check
-
-
-def _sha256(file: BufferedReader) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()

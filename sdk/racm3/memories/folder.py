@@ -1,4 +1,4 @@
-"""The folder of a memory: which files of it are whose, and whether there is one that can be opened."""
+"""The folder of a memory: its files, and whether there is a memory in it that can be opened."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from .segment import Part, Records, Segment, joined, records_of
 from .where import Condition, Having, evaluate
 
 SCAN = 4096  # up to so many candidates a plain product is quickest
-FEW = 32  # documents more than were asked for, which it takes longer to pass over than to hand out
+SPARE = 32  # documents more than were asked for, which it takes longer to pass over than to hand out
 QUERIES = 1024  # at a time
 FILTERS = 16  # of which the documents are remembered, in a byte a document each
 
@@ -64,6 +64,11 @@ class VectorIndex:
             return [(segment, None) for segment in self.segments]
         ends = np.cumsum([len(segment) for segment in self.segments])
         return list(zip(self.segments, np.split(self._alive, ends[:-1]), strict=True))
+
+    def holds(self, seq: int) -> bool:
+        """Whether a document is in the index, and has not been removed."""
+        rows = self._rows_of(np.array([seq]))
+        return len(rows) == 1 and (self._alive is None or bool(self._alive[rows[0]]))
 
     def append(self, seqs: np.ndarray, vectors: np.ndarray, names: np.ndarray | None = None) -> None:
         """Take in new documents: seqs int64 [n], ascending and above all others; vectors float32 [n, dim]; the slots of
@@ -137,6 +142,7 @@ class VectorIndex:
 
         allowed: bool [rows], only these; None: all. excluded: for each query, not these numbers (int64).
         """
+        k = min(int(k), len(self.seqs))
         wanted = allowed if self._alive is None else self._alive if allowed is None else self._alive & allowed
         left_out = [self._rows_of(seqs) for seqs in excluded]
         pool = len(self.seqs) if wanted is None else int(np.count_nonzero(wanted))
@@ -176,11 +182,11 @@ class VectorIndex:
     def _best(self, query: np.ndarray, rows: np.ndarray, k: int, records: Records | None = None) -> Found:
         """Of candidates those that are at least as good as the k-th best, and maybe a few more, with exact scores."""
         if records is None and len(rows) > SCAN:  # too many to hold the vectors of all of them
-            scores = np.concatenate([_scores(self._at(some), query) for some in _pieces(rows)])
+            scores = np.concatenate([_scores(self._at(some), query) for some in _blocks(rows)])
         else:
             records = self._at(rows) if records is None else records
             scores = _scores(records, query)
-        if len(rows) > k + FEW:
+        if len(rows) > k + SPARE:
             chosen = scores >= np.partition(scores, -k)[-k]
             scores, rows = scores[chosen], rows[chosen]
             records = records and records.picked(chosen)
@@ -210,7 +216,7 @@ def _scores(records: Records, query: np.ndarray) -> np.ndarray:
     return np.einsum("nd,d->n", records.vectors, query)
 
 
-def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+def _blocks(rows: np.ndarray) -> Iterator[np.ndarray]:
     return (rows[start : start + SCAN] for start in range(0, len(rows), SCAN))
 
 

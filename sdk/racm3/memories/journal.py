@@ -57,7 +57,8 @@ class State(NamedTuple):
 
 
 class Journal(Database):
-    """Documents in and out of the database. Every method is called inside `reading()` or `writing()`."""
+    """Documents in and out of the database. Every method is called inside `reading()` or `writing()`, or `looking()` where it
+    is a single statement."""
 
     def state(self) -> State:
         last, generation = self.connection.execute(
@@ -178,6 +179,12 @@ class Journal(Database):
             )
         return rows
 
+    def last_row(self, last: int) -> Row | None:
+        """The document with the highest sequence number that is at most `last`."""
+        statement = f"SELECT {COLUMNS} FROM documents WHERE seq <= ? ORDER BY seq DESC LIMIT 1"
+        found = self.connection.execute(statement, (last,)).fetchone()
+        return None if found is None else Row(*found)
+
     def rows_of(self, seqs: Iterable[int]) -> list[Row]:
         """Documents by sequence number, in no particular order."""
         return [Row(*row) for row in self.select(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))]
@@ -220,16 +227,16 @@ class Journal(Database):
     ) -> list[str]:
         """Store documents, each with its vector (float16 or float32), by the rule of `MemoryStore.add`; their ids, in
         order. No more than `STORED` of them are held at a time. refer: of pictures that came from files, the path alone."""
-        ids, source = list[str](), iter(documents)
+        ids, source, before = list[str](), iter(documents), self.state().last_seq
         while batch := list(islice(source, STORED)):
             stored = self.seqs_of(document.id for document, _ in batch)
             new: dict[str, tuple[Document, np.ndarray]] = {}
             for document, vector in batch:
                 if document.id in stored or document.id in new:
                     if on_duplicate == "error":
-                        twice = "comes twice" if document.id in new else "is already stored"
+                        twice = document.id in new or stored[document.id] > before
                         raise DuplicateDocument(
-                            f"A document with id {document.id!r} {twice}.",
+                            f"A document with id {document.id!r} {'comes twice' if twice else 'is already stored'}.",
                             "Nothing of this call is stored. Skip or replace them: on_duplicate (--on-duplicate).",
                         )
                     if on_duplicate == "skip":
@@ -297,12 +304,14 @@ class Journal(Database):
         for hash, key in keys.items():
             stored = self.connection.execute("SELECT is_image, data, checksum FROM contents WHERE key = ?", (key,))
             kind, data, check = stored.fetchone()
+            sound = matches(check, KINDS.get(kind), data)
             moved = (
-                kind == FILE
+                sound
+                and kind == FILE
                 and data != rows[hash].data
                 and (rows[hash].kind == IMAGE or not is_there(data, hash.hex()))
             )
-            if moved or not matches(check, KINDS.get(kind), data):
+            if moved or not sound:
                 changed.append((*rows[hash], key))
         self.connection.executemany("UPDATE contents SET (is_image, data, checksum) = (?, ?, ?) WHERE key = ?", changed)
         return keys
@@ -313,7 +322,8 @@ class Journal(Database):
         for field in fields:
             for (key,) in run("SELECT key FROM fields WHERE (name, kind, value) = (?, ?, ?)", field):
                 keys[field] = key
-        if not (missing := sorted(fields - keys.keys())):
+        missing = sorted(fields - keys.keys())
+        if not missing:
             return keys
         new = {field: key for key, field in enumerate(missing, start=self._next_key("fields"))}
         self.connection.executemany(
@@ -338,9 +348,13 @@ class Journal(Database):
         self.connection.execute("DELETE FROM fields WHERE key NOT IN (SELECT field FROM tags)")
 
     def remove(self, seqs: Sequence[int]) -> None:
-        """Remove documents, and the contents that no other document has."""
-        if not seqs:
-            return
+        """Remove documents, and the contents that no other document has. No more than `BATCH` of them are held at a time."""
+        for start in range(0, len(seqs), BATCH):
+            self._remove(seqs[start : start + BATCH])
+        if seqs:
+            self.connection.execute("UPDATE manifest SET value = value + 1 WHERE name = 'generation'")
+
+    def _remove(self, seqs: Sequence[int]) -> None:
         contents = [key for (key,) in self.select("SELECT content FROM parts WHERE seq IN (?)", seqs)]
         fields = {key for row in self.rows_of(seqs) for key in self._untagged(row)}
         for table in ("parts", "documents"):
@@ -349,7 +363,6 @@ class Journal(Database):
         self.select(f"DELETE FROM contents WHERE key IN (?) AND {unused}", contents)
         unused = "NOT EXISTS (SELECT 1 FROM tags WHERE field = key)"
         self.select(f"DELETE FROM fields WHERE key IN (?) AND {unused}", fields)
-        self.connection.execute("UPDATE manifest SET value = value + 1 WHERE name = 'generation'")
 
     def _untagged(self, row: Row) -> set[int]:
         """Take away the tags of a document, and return the fields that they named. A damaged document does not say any

@@ -23,7 +23,7 @@ BLOCK = 8192  # rows of which the scores for many queries are held at a time
 WIDENED = 1024  # rows that are made float32 for them at a time, so that they stay in the cache
 GROUP = 64  # rows of which the best stands for all, in finding where the k-th best lies
 SPARSE = 8  # of so many rows a filter lets through one at most: these are copied, and the others not looked at
-SMALL = 16_384  # up to so many rows of a segment the plain vectors are as quick, and torch is not needed
+PLAIN = 16_384  # up to so many rows of a segment the plain vectors are as quick, and torch is not needed
 
 ALIKE = 128  # more candidates of a query than this are too alike for bfloat16, and looked at more closely
 
@@ -106,7 +106,7 @@ def may_be_best(scores: np.ndarray, k: int, dim: int) -> np.ndarray:
 
 def _readily(segment: Segment) -> np.ndarray:
     """The vectors of a segment in the form that is scored soonest: [n, dim]."""
-    return segment.vectors if segment.halves is None or len(segment) <= SMALL else segment.halves
+    return segment.vectors if segment.halves is None or len(segment) <= PLAIN else segment.halves
 
 
 def _picked(segments: Sequence[Segment], rows: np.ndarray) -> Iterator[np.ndarray]:

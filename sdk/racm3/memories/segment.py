@@ -23,7 +23,7 @@ from . import page_cache
 from .names import widened
 
 ROWS = 16_384  # written at a time
-FEW = 256  # rows that are read one by one
+SINGLY = 256  # up to so many rows are read one by one
 RUN = 5  # bits of a row's number: so many rows, some 64 KB, come into memory with any of them
 
 
@@ -90,7 +90,7 @@ def records_of(segments: Sequence[Segment], rows: np.ndarray, *, sparing: bool) 
     `MemoryCorrupt` when a file cannot be read any more; one that is cut short while it is mapped ends the process, as it
     does in scans. Nothing here cuts one: files are removed, and stay readable.
     """
-    many = len(rows) > FEW
+    many = len(rows) > SINGLY
     if len(segments) == 1 and (many or (not sparing and segments[0].has_seen(rows))):
         return Records(segments[0].vectors[rows], segments[0].names[rows])
     if many:

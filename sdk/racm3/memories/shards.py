@@ -17,7 +17,6 @@ A shard is there whole or not at all, and an export is one only when its last sh
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import logging
@@ -37,6 +36,7 @@ from ..errors import InvalidImage, MemoryCorrupt, MemoryStoreError, RACM3Error
 from ..interfaces import Encoder, MemoryStore, OnDuplicate
 from ..webdataset import samples
 from .arguments import check_policy
+from .checksum import json_checksum, sha256_of
 
 if TYPE_CHECKING:
     from ..interfaces import Progress
@@ -105,7 +105,7 @@ class Export:
         wrong = {}
         for done, shard in enumerate(self.shards, start=1):
             try:
-                if _sha256(self.folder / shard.name) != shard.sha256:
+                if sha256_of(self.folder / shard.name) != shard.sha256:
                     wrong[shard.name] = "it does not match its checksum"
             except OSError as error:
                 wrong[shard.name] = error.strerror or str(error)
@@ -154,7 +154,7 @@ def export_memory(
                         if progress is not None:
                             progress(first + done, total, name)
                         item = next(items, None) if tar.offset < shard_bytes else None
-                shards.append(Shard(name, done, _sha256(part)))
+                shards.append(Shard(name, done, sha256_of(part)))
                 publish(part, folder / name)
             finally:
                 part.unlink(missing_ok=True)
@@ -249,15 +249,11 @@ def _write_manifest(
     if encoder is not None:
         said["encoder"] = {"fingerprint": encoder.fingerprint, "dim": int(encoder.dim)}
         said["shards"] = [shard._asdict() for shard in shards]
-    said["checksum"] = _checksum(said)
+    # A flipped bit could tie a new memory to an encoder that is not the vectors'.
+    said["checksum"] = json_checksum(said)
     part = folder / part_of(MANIFEST)
     part.write_text(json.dumps(said, indent=1), encoding="utf-8")
     publish(part, folder / MANIFEST)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # Reading
@@ -268,7 +264,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     path = folder / MANIFEST
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        version, sound = found["format"], found["checksum"] == _checksum(found)
+        version, sound = found["format"], found["checksum"] == json_checksum(found)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -280,12 +276,6 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     if not sound or not isinstance(found.get("finished"), bool):
         raise _damaged(path)
     return dict(found)
-
-
-def _checksum(manifest: Mapping[str, Any]) -> str:
-    """A flipped bit in it could tie a new memory to an encoder that is not the vectors'."""
-    values = {name: value for name, value in manifest.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def _damaged(path: Path) -> MemoryCorrupt:

@@ -5,18 +5,17 @@ A snapshot only saves time. Every file is written to a temporary file, fsynced, 
 changed; whatever is missing, torn, stale or not ours is passed over, and the index is built from the journal. What came
 since the last snapshot is written as a segment of its own, joined with those before it that are not much larger.
 
-Opening maps all of them, and takes milliseconds whatever there is: of large segments it checks the size and the numbers
-alone, and of FAISS's inverted files everything but what is in the cells. `damaged` reads them all.
+Opening maps all of them, and reads little: of large segments it checks the size and the numbers alone, and of FAISS's cells
+and graphs everything but the codes of vectors. `damaged` reads them all.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,7 +24,8 @@ import numpy as np
 
 from ..durable import publish
 from ..errors import MemoryStoreError
-from .approximate import ApproximateIndex, made_of
+from .approximate import ApproximateIndex
+from .checksum import json_checksum, sha256_of
 from .faiss_file import FaissFile, opened
 from .faiss_file import mapped as mapped_faiss
 from .faiss_file import write as write_faiss
@@ -54,19 +54,19 @@ def saved_recall(folder: Path) -> float | None:
 
 
 def load(folder: Path, dim: int) -> VectorIndex | None:
-    """The index of a folder's snapshot, or None."""
+    """The index of a folder's snapshot; None where there is none, or none that can be used, which is said."""
     header = _header(folder)
-    if header is not None and not all(path.exists() for path, _ in _files(folder, header)):
-        header = _header(folder)  # a writer has put another in its place since
-    if header is None and not (folder / HEADER).exists():
-        return None
-    try:
-        if header is None or header["dim"] != dim:
-            raise ValueError(f"{HEADER} is damaged, or of another version")
-        return _loaded(folder, header)
-    except Exception as error:
-        logger.warning("The snapshot in %s is passed over, and the index built anew: %s", folder, error)
-        return None
+    while header is not None or (folder / HEADER).exists():
+        try:
+            if header is None or header["dim"] != dim:
+                raise ValueError(f"{HEADER} is damaged, or of another version")
+            return _loaded(folder, header)
+        except Exception as error:
+            before, header = header, _header(folder)
+            if header == before:  # otherwise a writer has put another in its place since
+                logger.warning("The snapshot in %s is passed over, and the index built anew: %s", folder, error)
+                return None
+    return None
 
 
 def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
@@ -92,25 +92,38 @@ def _loaded(folder: Path, header: dict[str, Any]) -> VectorIndex:
 
 def damaged(folder: Path) -> bool:
     """Whether a folder has a snapshot that is not what was written. One of an earlier format is only passed over."""
+    header = _header(folder)
+    while _is_damaged(folder, header):
+        before, header = header, _header(folder)
+        if header == before:  # otherwise a writer has put another in its place since
+            return True
+    return False
+
+
+def _is_damaged(folder: Path, header: dict[str, Any] | None) -> bool:
     if not (folder / HEADER).exists():
         return False
     try:
-        if (header := _header(folder)) is None:
+        if header is None:
             found = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-            return found["format"] not in range(1, FORMAT) or found["checksum"] != _checksum(found)
-        return any(_sha256(path) != sha256 for path, sha256 in _files(folder, header))
+            return found["format"] not in range(1, FORMAT) or found["checksum"] != json_checksum(found)
+        return any(sha256_of(path) != sha256 for path, sha256 in _files(folder, header))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError):
         return True
 
 
-def save(index: VectorIndex, folder: Path) -> VectorIndex:
-    """Write an index, and return it as it lies on disk: its vectors mapped, and without tombstones where they were many.
-    Raises `MemoryStoreError` when that fails; the snapshot before it then stands."""
-    had = {segment.path for segment in index.segments}
+def compacted(index: VectorIndex, folder: Path) -> VectorIndex:
+    """An exact index of the same documents without tombstones. Its vectors are written; the snapshot does not name them yet.
+    Raises `MemoryStoreError`."""
     with _said(folder):
-        if index.dead * 4 > len(index.seqs):
-            compact = index.over([_stored(index.parts, folder)] if len(index.live) else [])
-            index = made_of(compact, index.kind) if index.kind != "exact" else compact
+        return index.over([_stored(index.parts, folder)] if len(index.live) else [])
+
+
+def save(index: VectorIndex, folder: Path, old: Iterable[Path | None] = ()) -> None:
+    """Write an index, which has its vectors mapped from then on. old: files that it was made of and does not need any more.
+    Raises `MemoryStoreError` when that fails; the snapshot before it then stands."""
+    with _said(folder):
+        had = {*old, *(segment.path for segment in index.segments)}
         spill(index, folder, join=True)
         header: dict[str, Any] = {
             "format": FORMAT,
@@ -133,7 +146,7 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
         if isinstance(index, ApproximateIndex):
             file = _kept(index, folder)
             header["index"] = {"kind": index.kind, "effort": index.effort, "recall": index.recall, **file.entry}
-        header["checksum"] = _checksum(header)
+        header["checksum"] = json_checksum(header)  # a number that has changed would bring documents in twice
         before, part = _header(folder), _part(folder)
         if before is not None:
             had |= {path for path, _ in _files(folder, before)}
@@ -143,7 +156,6 @@ def save(index: VectorIndex, folder: Path) -> VectorIndex:
         finally:
             part.unlink(missing_ok=True)
         _clean(folder, {path for path, _ in _files(folder, header)}, had)
-    return index
 
 
 def prepare(index: VectorIndex, folder: Path) -> None:
@@ -208,8 +220,8 @@ def _part(folder: Path) -> Path:
 
 
 def _clean(folder: Path, named: set[Path], old: set[Path | None]) -> None:
-    """Remove what the index or the snapshot before this one had, and this one does not name. What neither had may belong to
-    another process that is writing it now, or to one that was killed."""
+    """Remove the files of the snapshot and the index before this one that it does not name. Others may belong to a process that
+    is writing them now; those of one that was killed are removed when they are old."""
     for path in (*folder.glob("index-*"), *folder.glob("vectors-*")):
         with suppress(FileNotFoundError):  # another process cleans, too
             if path not in named and (path in old or time.time() - path.stat().st_mtime > ABANDONED):
@@ -236,7 +248,7 @@ def _said(folder: Path) -> Iterator[None]:
 def _header(folder: Path) -> dict[str, Any] | None:
     try:
         header = json.loads((folder / HEADER).read_text(encoding="utf-8"))
-        if header["format"] != FORMAT or header["checksum"] != _checksum(header):
+        if header["format"] != FORMAT or header["checksum"] != json_checksum(header):
             return None
         numbers = [header[name] for name in ("last_seq", "generation", "dim")]
         numbers += [entry[name] for entry in header["segments"] for name in ("rows", "width")] + header["removed"]
@@ -252,17 +264,6 @@ def _files(folder: Path, header: dict[str, Any]) -> list[tuple[Path, str]]:
     return [(folder / Path(entry["file"]).name, entry["sha256"]) for entry in entries]
 
 
-def _checksum(header: dict[str, Any]) -> str:
-    """A number that has changed, such as `last_seq`, would bring documents into the index twice."""
-    values = {name: value for name, value in header.items() if name != "checksum"}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
 def _check(path: Path, sha256: str) -> None:
-    if _sha256(path) != sha256:
+    if sha256_of(path) != sha256:
         raise ValueError(f"{path.name} does not match its checksum")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

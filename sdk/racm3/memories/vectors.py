@@ -23,7 +23,7 @@ def unit_vectors(vectors: np.ndarray, dim: int | None) -> np.ndarray:
             raise ValueError(f"dtype {given.dtype}")
         with np.errstate(over="ignore"):
             rows = np.ascontiguousarray(given, dtype=np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:  # a tensor that wants a gradient raises the last
         raise MemoryStoreError(f"Vectors are float32 [n, dim]; these cannot be read as such: {error}.") from error
     if rows.ndim == 1 and not rows.size:
         return rows.reshape(0, dim or 0)
