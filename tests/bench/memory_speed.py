@@ -10,7 +10,7 @@ is fetched. A million documents take 40 GB of disk below --folder, and 16 GB of 
 read before its turn, so that they are in memory whatever the system, or what it runs on, takes back in between; before
 documents are added one by one also of more, where those of all stores that are added to fit in memory together.
 
---stores: by how their names begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
+--stores: by their names, or how these begin; as a rule all, and of a million documents racm3, chromadb and lancedb; what is not
 installed is left out. --name: of a run that is kept beside another one of as many documents, whose stores would not fit into
 memory together with its own. --limit-minutes: for the adding of one store, and for the making of its index. A store that does
 not get so far is measured with what it holds, and the table says so; one that is seen from the beginning not to get so
@@ -42,7 +42,7 @@ from memory_data import DIM, FILTERS, TEXT, Data, nearest
 from memory_stores import STORES, named
 from memory_worker import ASKED, HELD_OUT, Failed, Process
 
-MANY, QUICK = 500_000, ["racm3 exact", "racm3 ivf", "chromadb", "lancedb"]  # from so many documents on only these
+MANY, QUICK = 500_000, ["racm3", "chromadb", "lancedb"]  # from so many documents on only these
 BLOCKS = 10  # rounds of bulk adding
 SLOT = 10  # queries of each store in a round of searching
 ADDED = 40  # documents that each store is given one by one in a round: the first take longer, until a log has its size

@@ -400,5 +400,7 @@ STORES: dict[str, type[Store]] = {
 
 
 def named(names: Sequence[str]) -> list[str]:
-    """The stores that are meant by names or by how these begin."""
-    return [name for name in STORES if any(name.lower().startswith(given.lower()) for given in names)]
+    """The stores that are meant by their names, or else by how these begin."""
+    whole = {name for name in STORES if name in names}
+    begun = tuple(given.lower() for given in names if given not in STORES)
+    return [name for name in STORES if name in whole or name.lower().startswith(begun)]
