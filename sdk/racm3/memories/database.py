@@ -246,8 +246,8 @@ class Database:
     def one(self, sql: str, parameters: Sequence[Any] = ()) -> Any:
         return self.connection.execute(sql, parameters).fetchone()[0]
 
-    def select(self, sql: str, keys: Iterable[Any]) -> list[tuple[Any, ...]]:
-        """Run a statement with `IN (?)` over any number of keys."""
+    def with_keys(self, sql: str, keys: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """Run a statement with `IN (?)` over any number of keys; the rows that it gives."""
         found, keys = [], iter(keys)
         while batch := list(islice(keys, BATCH)):
             found += self.connection.execute(_of_so_many(sql, len(batch)), batch).fetchall()

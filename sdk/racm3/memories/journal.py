@@ -119,21 +119,21 @@ class Journal(Database):
 
         if not names:
             return np.empty(0, dtype=np.int64)
-        found = {seq for (seq,) in self.select("SELECT seq FROM documents WHERE id IN (?)", map(encoded, names))}
+        found = {seq for (seq,) in self.with_keys("SELECT seq FROM documents WHERE id IN (?)", map(encoded, names))}
         hashes = {bytes.fromhex(name) for name in names if HASH.fullmatch(name)}
         found.update(seq for seq, _ in self._with_hash("documents", "content_hash", hashes))
         contents = [key for key, _ in self._with_hash("contents", "hash", hashes)]
-        found.update(seq for (seq,) in self.select("SELECT seq FROM parts WHERE content IN (?)", contents))
+        found.update(seq for (seq,) in self.with_keys("SELECT seq FROM parts WHERE content IN (?)", contents))
         return np.array(sorted(found), dtype=np.int64)
 
     def seqs_of(self, ids: Iterable[str]) -> dict[str, int]:
         """Sequence number of each id that is stored."""
-        rows = self.select("SELECT id, seq FROM documents WHERE id IN (?)", map(encoded, ids))
+        rows = self.with_keys("SELECT id, seq FROM documents WHERE id IN (?)", map(encoded, ids))
         return {decoded(id): seq for id, seq in rows}
 
     def ids(self, seqs: Sequence[int]) -> list[str]:
         """The ids of documents that an index of this state holds. Raises `MemoryCorrupt` when one of them is gone."""
-        found = {seq: decoded(id) for seq, id in self.select("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)}
+        found = {seq: decoded(id) for seq, id in self.with_keys("SELECT seq, id FROM documents WHERE seq IN (?)", seqs)}
         if gone := set(seqs) - set(found):
             raise MemoryCorrupt(
                 f"{self.place} is damaged: {len(gone)} documents of its index are not found.",
@@ -145,7 +145,7 @@ class Journal(Database):
         """Content hashes of the parts of each document."""
         found: dict[int, list[str]] = {}
         statement = "SELECT seq, lower(hex(hash)) FROM parts JOIN contents ON key = content WHERE seq IN (?)"
-        for seq, hash in self.select(statement, map(int, seqs)):
+        for seq, hash in self.with_keys(statement, map(int, seqs)):
             found.setdefault(seq, []).append(hash)
         return found
 
@@ -187,13 +187,17 @@ class Journal(Database):
 
     def rows_of(self, seqs: Iterable[int]) -> list[Row]:
         """Documents by sequence number, in no particular order."""
-        return [Row(*row) for row in self.select(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))]
+        return [
+            Row(*row) for row in self.with_keys(f"SELECT {COLUMNS} FROM documents WHERE seq IN (?)", map(int, seqs))
+        ]
 
     def read(self, seqs: Iterable[int], *, short: bool = False) -> dict[int, Stored]:
         """Documents by number, unchecked. short: without those that have a content above `SHORT`."""
         numbers, statement = [int(seq) for seq in seqs], READ_SHORT if short else READ
         found: dict[int, Stored] = {}
-        for columns in self.ahead.reading(lambda: self.select(statement, numbers), statement, numbers if short else ()):
+        for columns in self.ahead.reading(
+            lambda: self.with_keys(statement, numbers), statement, numbers if short else ()
+        ):
             if columns[0] not in found:
                 found[columns[0]] = Stored(Row(*columns[:6]), [])
             found[columns[0]].parts.append(columns[6:])
@@ -227,14 +231,14 @@ class Journal(Database):
     ) -> list[str]:
         """Store documents, each with its vector (float16 or float32), by the rule of `MemoryStore.add`; their ids, in
         order. No more than `STORED` of them are held at a time. refer: of pictures that came from files, the path alone."""
-        ids, source, before = list[str](), iter(documents), self.state().last_seq
+        ids, source = list[str](), iter(documents)
         while batch := list(islice(source, STORED)):
             stored = self.seqs_of(document.id for document, _ in batch)
             new: dict[str, tuple[Document, np.ndarray]] = {}
             for document, vector in batch:
                 if document.id in stored or document.id in new:
                     if on_duplicate == "error":
-                        twice = document.id in new or stored[document.id] > before
+                        twice = document.id in new or document.id in ids
                         raise DuplicateDocument(
                             f"A document with id {document.id!r} {'comes twice' if twice else 'is already stored'}.",
                             "Nothing of this call is stored. Skip or replace them: on_duplicate (--on-duplicate).",
@@ -355,14 +359,14 @@ class Journal(Database):
             self.connection.execute("UPDATE manifest SET value = value + 1 WHERE name = 'generation'")
 
     def _remove(self, seqs: Sequence[int]) -> None:
-        contents = [key for (key,) in self.select("SELECT content FROM parts WHERE seq IN (?)", seqs)]
+        contents = [key for (key,) in self.with_keys("SELECT content FROM parts WHERE seq IN (?)", seqs)]
         fields = {key for row in self.rows_of(seqs) for key in self._untagged(row)}
         for table in ("parts", "documents"):
-            self.select(f"DELETE FROM {table} WHERE seq IN (?)", seqs)
+            self.with_keys(f"DELETE FROM {table} WHERE seq IN (?)", seqs)
         unused = "NOT EXISTS (SELECT 1 FROM parts WHERE content = key)"
-        self.select(f"DELETE FROM contents WHERE key IN (?) AND {unused}", contents)
+        self.with_keys(f"DELETE FROM contents WHERE key IN (?) AND {unused}", contents)
         unused = "NOT EXISTS (SELECT 1 FROM tags WHERE field = key)"
-        self.select(f"DELETE FROM fields WHERE key IN (?) AND {unused}", fields)
+        self.with_keys(f"DELETE FROM fields WHERE key IN (?) AND {unused}", fields)
 
     def _untagged(self, row: Row) -> set[int]:
         """Take away the tags of a document, and return the fields that they named. A damaged document does not say any
@@ -375,7 +379,7 @@ class Journal(Database):
 
     def _with_hash(self, table: str, column: str, hashes: set[bytes]) -> list[tuple[int, bytes]]:
         """The rows of a table that have one of the hashes, each with it."""
-        rows = self.select(
+        rows = self.with_keys(
             f"SELECT rowid, {column} FROM {table} WHERE substr({column}, 1, 8) IN (?)", {hash[:8] for hash in hashes}
         )
         return [(row, hash) for row, hash in rows if hash in hashes]
