@@ -135,6 +135,7 @@ def test_bad_lines_are_reported_and_passed_over(tmp_path: Path, read, skipped):
         '{"image": "link.png"}': "leads out of the folder",
         '{"image": "ok.png", "txt": "x"}': "Did you mean 'text'",
         '{"image": 5}': "are strings",
+        '{"text": " \\n"}': "its text is blank",
         '{"metadata": {}}': "neither an image nor a text",
         '{"text": "x", "metadata": {"a": {"b": 1}}}': "not plain",
         '{"text": "x", "id": 5}': "id",

@@ -103,6 +103,7 @@ def _read(
     for done, (where, said) in enumerate(samples, start=1):
         try:
             document = read(root, said)
+            _check_shows_something(document)
             if decode:
                 _check_pictures(document)
         except BAD as error:
@@ -121,6 +122,11 @@ def _read(
             del document  # whoever has it now may let its pictures go
         if progress is not None:
             progress(done, total, where)
+
+
+def _check_shows_something(document: Document) -> None:
+    if not document.images and not document.text.strip():
+        raise InvalidDocument("It has no picture, and its text is blank.")
 
 
 def read_shards(
@@ -155,6 +161,7 @@ def _sampled(shards: list[Path], on_skip: OnSkip, progress: Progress | None, dec
             where, done = f"{name}/{sample.key}", done + 1
             try:
                 document = _document_of_sample(sample, where)
+                _check_shows_something(document)
                 if decode:
                     _check_pictures(document)
             except (*BAD, TypeError) as error:

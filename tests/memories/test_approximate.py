@@ -292,6 +292,20 @@ def test_an_index_that_cannot_be_made_any_more_gives_way_to_an_exact_one(tmp_pat
         assert memory._kept.index.kind == "IVF100,Flat"
 
 
+@pytest.mark.parametrize(
+    "name", ["HNSW1", "RQ0x4", "HNSW0", "IVF64_HNSW0,Flat", "PQ8x0", "NSG0", "NSG1", "IVF0,Flat", "PCA0,Flat", "IVF64,Flat\0",
+             "x" * 10**6, "IVF99999999,Flat", "IVF4000,Flat", None, 5],
+)  # fmt: skip
+def test_what_faiss_would_not_survive_or_try_for_long_is_refused_at_once(name):
+    with FaissMemory() as memory:
+        memory.bind(ENCODER)
+        memory.add(DOCUMENTS, VECTORS)
+        with pytest.raises(MemoryStoreError, match="No index") as raised:
+            memory.reindex(name)
+        assert len(str(raised.value)) < 1000
+        assert memory.stats()["index"] == "exact" and memory.search(QUERIES[:1], k=1)[0]
+
+
 def test_a_damaged_name_of_the_index_costs_no_answer(tmp_path, caplog):
     with FaissMemory(tmp_path) as memory:
         memory.bind(ENCODER)

@@ -314,6 +314,32 @@ def test_a_forked_process_does_not_wait_for_what_a_thread_of_its_parent_holds(fo
     assert done.stdout.split() == ["3", "20"], done.stderr
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_a_forked_process_can_open_its_own_after_its_parent_has_searched(tmp_path, kind):
+    done = python(
+        """
+        from racm3.memories import approximate, index, scan
+        approximate.SMALL = index.SCAN = scan.PLAIN = 100
+        def search():
+            with FaissMemory(folder) as memory:
+                return [[hit.id for hit in hits] for hits in memory.search(unit(1, 300), k=3)]
+        with FaissMemory(folder) as memory:
+            memory.bind(ENCODER)
+            memory.add(texts(20000), unit(0, 20000))
+            memory.reindex(sys.argv[2])
+        found = search()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(30)
+            os._exit(0 if search() == found else 1)
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        """,
+        tmp_path,
+        kind,
+    )
+    assert done.stdout.split() == ["0"], done.stderr
+
+
 def test_a_forked_process_that_writes_keeps_its_claim_when_it_closes_what_it_inherited(folder):
     done = python(
         """
@@ -442,6 +468,79 @@ def test_a_snapshot_from_before_a_restored_backup_is_not_believed(folder):
         memory.search(QUERIES, k=1)
     with FaissMemory(folder) as memory:
         assert [hits[0].id for hits in memory.search(unit(2, 5), k=1)] == [f"d{i}" for i in range(200, 205)]
+
+
+def killed(folder):
+    """A memory whose writer was killed: what it wrote is in the log."""
+    shutil.rmtree(folder, ignore_errors=True)
+    python(
+        """
+        memory = FaissMemory(folder)
+        memory.bind(ENCODER)
+        memory.add(texts(30), unit(0, 30))
+        memory.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        folder,
+    )
+    assert (folder / "memory.db-wal").stat().st_size
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_an_empty_database_does_not_cost_the_log_beside_it(tmp_path, read_only):
+    killed(tmp_path / "memory")
+    whole, log = tmp_path / "memory" / "memory.db", tmp_path / "memory" / "memory.db-wal"
+    data, logged = whole.read_bytes(), log.read_bytes()
+    whole.write_bytes(b"")
+    with pytest.raises(MemoryCorrupt, match="is empty, although there is a log"):
+        FaissMemory(tmp_path / "memory", read_only=read_only)
+    assert log.read_bytes() == logged
+    whole.write_bytes(data)
+    with FaissMemory(tmp_path / "memory") as memory:
+        assert len(memory) == 30
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_memory_of_which_all_is_lost_with_its_log_is_not_taken_for_a_new_one(tmp_path, read_only):
+    killed(tmp_path / "memory")
+    (tmp_path / "memory" / "memory.db-wal").unlink()
+    with pytest.raises(MemoryCorrupt, match="is empty, although there is an index of its documents"):
+        FaissMemory(tmp_path / "memory", read_only=read_only)
+
+
+def test_what_was_lost_with_a_log_is_told(folder, caplog):
+    python(
+        """
+        memory = FaissMemory(folder)
+        memory.add(texts(5, start=100), unit(1, 5))
+        memory.flush()
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        folder,
+    )
+    (folder / "memory.db-wal").unlink()
+    lost = "has come further than the database (25 additions, 0 removals; 20 and 0)"
+    with FaissMemory(folder, read_only=True) as memory:
+        assert lost in memory.verify()[0] and len(memory) == 20
+    assert not caplog.messages
+    with FaissMemory(folder) as memory:
+        assert lost in caplog.text and memory.verify() == []
+
+
+@pytest.mark.parametrize("what", ["removed", "replaced"])
+def test_nothing_is_written_to_a_database_that_is_not_in_its_place_any_more(folder, tmp_path, what):
+    backup = tmp_path / "backup"
+    shutil.copytree(folder, backup)
+    with FaissMemory(folder) as memory:
+        memory.delete(["d1"])
+        if what == "removed":
+            shutil.rmtree(folder)
+        else:
+            os.replace(backup / "memory.db", folder / "memory.db")
+        for change in CHANGES:
+            with pytest.raises(MemoryStoreError, match="was removed, or replaced by another one, since it was opened"):
+                change(memory)
+        assert memory.stats()["documents"] == 19
 
 
 def test_a_snapshot_that_cannot_be_written_loses_nothing(folder, monkeypatch):
@@ -619,6 +718,25 @@ def test_another_format_and_a_missing_memory_are_errors(folder, tmp_path):
     with pytest.raises(MemoryStoreError, match="There is no memory"):
         FaissMemory(tmp_path / "nowhere", read_only=True)
     assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize(
+    "encoder", [None, 5, Encoder("", 4), Encoder(None, 4), Encoder("\ud800", 4), Encoder("e", 0), Encoder("e", -3),
+                Encoder("e", 2.5), Encoder("e", True), Encoder("e", "8"), Encoder("e", None), Encoder("e", 10**30)],
+)  # fmt: skip
+def test_what_is_no_encoder_binds_nothing(tmp_path, encoder):
+    with FaissMemory(tmp_path) as memory:
+        with pytest.raises(MemoryStoreError, match=r"of an encoder|bound to an Encoder"):
+            memory.bind(encoder)
+        memory.bind(ENCODER)
+    with FaissMemory(tmp_path) as memory:
+        assert memory.encoder == ENCODER
+
+
+@pytest.mark.parametrize("path", [5, b"x", "a\0b", "\ud800"])
+def test_a_path_that_is_none_is_an_error_of_ours(path):
+    with pytest.raises(MemoryStoreError):
+        FaissMemory(path)
 
 
 def test_the_encoder_is_remembered(folder):

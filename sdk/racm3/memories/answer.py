@@ -87,9 +87,10 @@ class _Answer:
 
     def document(self, place: int) -> Document:
         stored = self._read.pop(self._seqs[place], None) or self._stored(place)
-        if stored is None:
+        if stored is None or stored.row.name != self._ids[place]:
             raise MemoryStoreError(
-                f"Document {self._ids[place]!r} was removed or replaced after it was found.", "Search again."
+                f"Document {self._ids[place]!r} was removed or replaced after it was found.",
+                "Search again. If nobody has changed the memory, its database is damaged: racm3 memory verify.",
             )
         return stored.document()
 

@@ -57,6 +57,10 @@ OVERFETCH = 10  # how many times more than wanted is scored again
 LATE = 4096  # documents that came after the others are scanned; more than so many enter FAISS's index
 MAX_FETCH = 2048  # beyond so many results of a query a scan is quicker than FAISS's heap
 
+_CELLS = re.compile(r"(?:[^,]*,)*?IVF(\d+)")
+LONGEST = 256  # characters of a factory string
+# Numbers of 0 anywhere, and a graph of one neighbour: FAISS divides by them, or waits for ever.
+_ENDS_THE_PROCESS = re.compile(r"(?<!\d)0+(?!\d)|(HNSW|NSG)0*1(?!\d)")
 _REASON = re.compile(r"^Error in .* at \S+:\d+: (Error: '.*' failed: )?", re.DOTALL)  # what FAISS says before it
 
 
@@ -64,10 +68,13 @@ def check_name(name: str, dim: int) -> None:
     """Raise `MemoryStoreError` unless an index of a width can be made by that name."""
     if name not in NAMES:
         try:
+            if _ENDS_THE_PROCESS.search(name) or len(name) > LONGEST or not name.isprintable():
+                raise ValueError("FAISS does not survive it")
             _by_factory(name, dim)
         except Exception as error:  # a TypeError of what is no str, too
-            hint = f"{nearest(str(name), NAMES)} Use {', '.join(NAMES)}, or a factory string of FAISS."
-            raise MemoryStoreError(f"No index {name!r} of width {dim}.", hint.strip()) from error
+            shown = f"{str(name)[:LONGEST]!r}"
+            hint = f"{nearest(str(name)[:LONGEST], NAMES)} Use {', '.join(NAMES)}, or a factory string of FAISS."
+            raise MemoryStoreError(f"No index {shown} of width {dim}.", hint.strip()) from error
 
 
 def chosen(name: str, documents: int) -> str:
@@ -90,6 +97,11 @@ def made_of(index: VectorIndex, name: str, progress: Callable[[int], object] | N
     index = index.compacted()
     if kind == "exact":
         return index.over(index.segments)
+    if (cells := _CELLS.match(kind)) and int(cells[1]) > len(index.seqs):  # FAISS tries for a minute
+        raise MemoryStoreError(
+            f"No index {name!r} can be made of {len(index.seqs)} documents: it has {int(cells[1]):,} cells, each of which needs one.",
+            f"Use {', '.join(NAMES)}.",
+        )
     made, sampled = _made(kind, index.dim, len(index.seqs))
     if not made.is_trained:
         rng = np.random.default_rng(0)

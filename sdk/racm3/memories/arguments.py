@@ -9,7 +9,9 @@ import numpy as np
 
 from ..document import Document
 from ..errors import InvalidDocument, MemoryStoreError, nearest
-from ..interfaces import OnDuplicate
+from ..interfaces import Encoder, OnDuplicate
+
+WIDEST = 2**20  # numbers in a vector
 
 
 def check_policy(on_duplicate: str) -> None:
@@ -25,6 +27,19 @@ def check_count(name: str, value: object, what: str) -> None:
     """Raise `MemoryStoreError` unless a number of things (`what`) is whole and not negative."""
     if not isinstance(value, (int, np.integer)) or value < 0:
         raise MemoryStoreError(f"{name} is the number of {what}, 0 or more, not {value!r}.")
+
+
+def check_encoder(encoder: object) -> None:
+    """Raise `MemoryStoreError` unless a memory can be bound to it, and know it again."""
+    if not isinstance(encoder, Encoder):
+        raise MemoryStoreError(
+            f"A memory is bound to an Encoder, not to {type(encoder).__name__}.", "retriever.encoder"
+        )
+    name, dim = encoder.fingerprint, encoder.dim
+    if not isinstance(name, str) or not name or "\ud800" <= max(name) <= "\udfff":
+        raise MemoryStoreError(f"The fingerprint of an encoder is a non-empty str, not {name!r}.")
+    if not isinstance(dim, (int, np.integer)) or isinstance(dim, bool) or not 0 < dim <= WIDEST:
+        raise MemoryStoreError(f"The width of an encoder is a whole number from 1 to {WIDEST:,}, not {dim!r}.")
 
 
 def with_vectors(documents: Iterable[Document], rows: np.ndarray) -> Iterator[tuple[Document, np.ndarray]]:

@@ -49,6 +49,15 @@ def stamp_of(path: Path) -> Stamp:
     return Stamp(path, modified, size, _time_and_size(log_of(path))[1])
 
 
+def file_of(path: Path) -> tuple[int, int] | None:
+    """Which file has that name; None: there is none."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _time_and_size(path: Path) -> tuple[int, int]:
     try:
         found = os.stat(path)

@@ -15,8 +15,8 @@ from typing import Any
 from ..durable import part_of, publish
 from ..errors import MemoryCorrupt, MemoryLocked, MemoryStoreError
 from .claim import Claim
-from .connection import as_ours, connected, is_taken_to_be_fixed, stamp_of, translated
-from .folder import LOCK, log_of
+from .connection import as_ours, connected, file_of, is_taken_to_be_fixed, stamp_of, translated
+from .folder import LOCK, check_has_no_index, log_of
 from .log import check as check_log
 from .read_ahead import ReadAhead
 
@@ -86,11 +86,14 @@ class Database:
         except BaseException:
             self.connection.close()
             raise
+        self._file = None if path is None else file_of(path)
         self.ahead = ReadAhead(None if path is None else partial(connected, path.resolve(), True))
 
     def _open_or_create(self) -> None:
         run = self.connection.execute
         if not self._is_ours():
+            if self.path is not None:
+                check_has_no_index(self.path)
             if self.read_only:
                 raise MemoryStoreError(
                     f"{self.place} holds nothing yet.",
@@ -141,11 +144,12 @@ class Database:
             yield
 
     def _become_writer(self) -> None:
-        self._check_process()
+        self.check_process()
         with self._lock:
             self._check_open()
+            self._check_place()
             if self.read_only:
-                mine = self.path is not None and os.access(self.path.parent, os.W_OK)
+                mine = self.path is not None and os.access(self.path.parent, os.W_OK) and os.access(self.path, os.W_OK)
                 mend = "Open it with read_only=False, or copy" if mine else "Copy"
                 raise MemoryLocked(f"{self.place} is read-only.", f"{mend} it to a folder of your own, to change it.")
             if self.path is None or self._claim is not None:
@@ -184,7 +188,15 @@ class Database:
         if self._fixed is not None and stamp_of(self._fixed.path) != self._fixed:
             raise MemoryStoreError(f"{self.place} has been written to since it was opened.", "Open it again.")
 
-    def _check_process(self) -> None:
+    def _check_place(self) -> None:
+        """What is written to a file that is not there any more, nobody would find."""
+        if self.path is not None and file_of(self.path) != self._file:
+            raise MemoryStoreError(
+                f"{self.place} was removed, or replaced by another one, since it was opened.",
+                "Nothing is written. Open it again.",
+            )
+
+    def check_process(self) -> None:
         """Before the lock is taken, which a thread of the parent may have held when it forked."""
         if self._process != os.getpid():  # SQLite connections do not survive a fork
             raise MemoryStoreError(f"{self.place} was opened by the parent process.", "Open it again in this process.")
@@ -216,7 +228,7 @@ class Database:
         """A compact copy that can be opened where nothing can be written, and needs no other files. There when this
         returns, or not at all."""
         part = path.with_name(part_of(path.name))
-        self._check_process()
+        self.check_process()
         try:
             with self._lock, translated(self.place, written=f"The copy at {path.parent}"):
                 self._check_open()
@@ -270,7 +282,7 @@ class _Transaction:
 
     def __enter__(self) -> None:
         database = self._database
-        database._check_process()
+        database.check_process()
         database._lock.acquire()
         try:
             database._begin(self._statement)

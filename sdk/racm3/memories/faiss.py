@@ -24,10 +24,10 @@ from ..document import Document
 from ..durable import make_folder, part_of
 from ..errors import EncoderMismatch, MemoryStoreError, nearest
 from ..interfaces import Encoder, Hit, MemoryStore, OnDuplicate, Progress, Where
-from . import snapshot
+from . import forks, snapshot  # noqa: F401  forks: for what it registers
 from .answer import all_ids, hits
 from .approximate import check_name, made_of
-from .arguments import check_count, check_policy, exclusions, id_list, with_vectors
+from .arguments import check_count, check_encoder, check_policy, exclusions, id_list, with_vectors
 from .folder import DATABASE, database_of
 from .journal import Journal
 from .kept_index import KeptIndex
@@ -75,6 +75,8 @@ class FaissMemory(MemoryStore):
         if images not in ("stored", "in-files"):
             raise MemoryStoreError(f"Images cannot be {images!r}.", "Use 'stored' or 'in-files'.")
         self._precision, self._refers = precision, images == "in-files"
+        if not isinstance(path, (str, os.PathLike, type(None))):
+            raise MemoryStoreError(f"The path of a memory is a Path or a str, not {path!r}.")
         self._folder = None if path is None else Path(path)
         database = None
         if self._folder is not None:
@@ -99,6 +101,7 @@ class FaissMemory(MemoryStore):
             return self._encoder
 
     def bind(self, encoder: Encoder) -> None:
+        check_encoder(encoder)
         bound = self.encoder
         if bound is None:
             with self._journal.writing():
@@ -206,6 +209,10 @@ class FaissMemory(MemoryStore):
     def random(self, n: int, *, rng: np.random.Generator, where: Where | None = None) -> list[Hit]:
         condition = None if where is None else parse(where)
         check_count("n", n, "documents")
+        if not isinstance(rng, np.random.Generator):
+            raise MemoryStoreError(
+                f"rng is a numpy Generator, not {type(rng).__name__}.", "numpy.random.default_rng(0)"
+            )
         with self._journal.reading():
             index = self._kept.caught_up()
             if index is None:
@@ -213,7 +220,7 @@ class FaissMemory(MemoryStore):
             pool = index.live
             if condition is not None:
                 pool = np.intersect1d(pool, index.seqs[index.matching(condition, self._journal.seqs_having)])
-            chosen = rng.choice(pool, size=min(n, len(pool)), replace=False)
+            chosen = rng.choice(pool, size=min(int(n), len(pool)), replace=False)
             records, seqs = index.records(chosen), chosen.tolist()
             return hits(self._journal, seqs, all_ids(records) or self._journal.ids(seqs), records.vectors)
 
@@ -257,9 +264,9 @@ class FaissMemory(MemoryStore):
         with self._journal.reading():
             encoder, stats, index = self._journal.encoder(), self._journal.stats(), self._journal.index_name()
         sizes = {}
-        for path in sorted(self._folder.iterdir()) if self._folder is not None else []:
+        for path in sorted(self._folder.glob("[!.]*")) if self._folder is not None else []:
             with suppress(FileNotFoundError):  # a writer has replaced it since
-                if path.is_file() and path.name[0] != ".":
+                if path.is_file():
                     sizes[path.name] = path.stat().st_size
         return {
             **stats,
@@ -273,8 +280,11 @@ class FaissMemory(MemoryStore):
         """Read everything, and say what is not as it was written: every checksum, every reference between tables, what
         filters find, and the agreement of the index. One sentence for each problem; an empty list when all is sound."""
         found: list[str] = []
+        self._journal.check_process()
         try:
             with self._journal.reading():
+                lost = self._kept.lost()  # before anything else is read: a writer goes on meanwhile
+                found.extend([lost] if lost else [])
                 found.extend(problems(self._journal, progress))
                 if self._folder is not None and snapshot.damaged(self._folder):
                     found.append("The snapshot of the index is damaged; compacting the memory builds it anew.")
@@ -329,6 +339,8 @@ class FaissMemory(MemoryStore):
         in when they open the memory again. progress: called with the number of documents read, the number in all, and
         "index". Raises `MemoryStoreError` when no document has the field.
         """
+        if not isinstance(name, str):
+            raise MemoryStoreError(f"The name of a field is a str, not {name!r}.")
         with self._journal.writing():
             fields, total = self._journal.stats()["fields"], self._journal.count()
             found = self._journal.index_field(name, lambda done: progress and progress(done, total, "index"))

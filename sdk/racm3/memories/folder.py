@@ -35,15 +35,25 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
                 "Make one: racm3 index FOLDER --memory PATH, or FaissMemory(PATH), which makes it.",
             )
         make_folder(folder)
-    except OSError as error:
-        raise MemoryStoreError(f"No memory can be opened at {folder}: {error.strerror or error}.") from error
+    except (OSError, ValueError) as error:  # a path that is none
+        why = getattr(error, "strerror", None) or error
+        raise MemoryStoreError(f"No memory can be opened at {str(folder)!r}: {why}.", "Give another path.") from error
     return database, False
 
 
 def _check_not_emptied(database: Path) -> None:
-    """An empty file is what a process leaves that was killed as it made a memory; but not beside an index of documents."""
+    """An empty file is what a process leaves that was killed as it made a memory; but not beside a log of what was written, which
+    SQLite would remove."""
     log = log_of(database)
-    if database.stat().st_size == 0 and not (log.exists() and log.stat().st_size) and _has_index(database.parent):
+    if database.stat().st_size == 0 and log.exists() and log.stat().st_size:
+        raise _lost(f"{database} is empty, although there is a log of what was written to it beside it, {log.name}.")
+    if database.stat().st_size == 0:
+        check_has_no_index(database)
+
+
+def check_has_no_index(database: Path) -> None:
+    """Raise `MemoryCorrupt` when there are vectors of documents beside a database that holds nothing."""
+    if _has_index(database.parent):
         raise _lost(f"{database} is empty, although there is an index of its documents beside it.")
 
 

@@ -41,11 +41,21 @@ class KeptIndex:
         self.stale = False
         self._passed_over = False  # a snapshot on disk, which is not to be used whatever it says
 
-    def discard_if_ahead(self) -> None:
-        """Remove a snapshot that has come further than the journal: after the database was put back to an earlier state, new
-        documents would get the numbers of lost ones."""
+    def lost(self) -> str | None:
+        """What tells that the database has lost something: a snapshot that has come further."""
         saved, state = self._folder and snapshot.saved_state(self._folder), self._journal.state()
-        if self._folder and saved and (saved.last_seq > state.last_seq or saved.generation > state.generation):
+        if saved and (saved.last_seq > state.last_seq or saved.generation > state.generation):
+            return (
+                f"The index has come further than the database ({saved.last_seq:,} additions, {saved.generation:,} removals; "
+                f"{state.last_seq:,} and {state.generation:,}): what was last written to it is lost, as with its log, "
+                "memory.db-wal, or it was put back to an earlier state."
+            )
+        return None
+
+    def discard_if_ahead(self) -> None:
+        """Remove a snapshot that has come further than the journal: new documents would get the numbers of lost ones."""
+        if self._folder and (lost := self.lost()) is not None:
+            logger.warning("%s: %s The index is built anew.", self._folder, lost)
             snapshot.discard(self._folder)
 
     def current(self) -> VectorIndex | None:
