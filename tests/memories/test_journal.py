@@ -316,26 +316,37 @@ def test_a_forked_process_does_not_wait_for_what_a_thread_of_its_parent_holds(fo
 
 @pytest.mark.parametrize("kind", ["exact", "ivf"])
 def test_a_forked_process_can_open_its_own_after_its_parent_has_searched(tmp_path, kind):
-    done = python(
+    filling = """
+        vectors = np.random.default_rng(0).standard_normal((12000, 32)).astype(np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         """
-        from racm3.memories import approximate, index, scan
-        approximate.SMALL = index.SCAN = scan.PLAIN = 100
-        def search():
-            with FaissMemory(folder) as memory:
-                return [[hit.id for hit in hits] for hits in memory.search(unit(1, 300), k=3)]
+    made = python(
+        filling
+        + """
         with FaissMemory(folder) as memory:
-            memory.bind(ENCODER)
-            memory.add(texts(20000), unit(0, 20000))
+            memory.bind(Encoder("wide", 32))
+            memory.add(texts(12000), vectors)
             memory.reindex(sys.argv[2])
+        """,
+        tmp_path,
+        kind,
+    )
+    assert made.returncode == 0, made.stderr
+    done = python(
+        filling
+        + """
+        def search():
+            with FaissMemory(folder, read_only=True) as memory:
+                return [[hit.id for hit in hits] for hits in memory.search(vectors[:200], k=3)]
         found = search()
         child = os.fork()
         if child == 0:
-            signal.alarm(30)
+            signal.alarm(20)
             os._exit(0 if search() == found else 1)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         """,
         tmp_path,
-        kind,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
     )
     assert done.stdout.split() == ["0"], done.stderr
 
