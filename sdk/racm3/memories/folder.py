@@ -44,11 +44,12 @@ def database_of(folder: Path, read_only: bool) -> tuple[Path, bool]:
 def _check_not_emptied(database: Path) -> None:
     """An empty file is what a process leaves that was killed as it made a memory; but not beside a log of what was written, which
     SQLite would remove."""
+    if database.stat().st_size:
+        return
     log = log_of(database)
-    if database.stat().st_size == 0 and log.exists() and log.stat().st_size:
+    if log.exists() and log.stat().st_size:
         raise _lost(f"{database} is empty, although there is a log of what was written to it beside it, {log.name}.")
-    if database.stat().st_size == 0:
-        check_has_no_index(database)
+    check_has_no_index(database)
 
 
 def check_has_no_index(database: Path) -> None:

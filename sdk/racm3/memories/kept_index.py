@@ -44,7 +44,7 @@ class KeptIndex:
     def lost(self) -> str | None:
         """What tells that the database has lost something: a snapshot that has come further."""
         saved, state = self._folder and snapshot.saved_state(self._folder), self._journal.state()
-        if saved and (saved.last_seq > state.last_seq or saved.generation > state.generation):
+        if saved and _is_ahead(saved, state):
             return (
                 f"The index has come further than the database ({saved.last_seq:,} additions, {saved.generation:,} removals; "
                 f"{state.last_seq:,} and {state.generation:,}): what was last written to it is lost, as with its log, "
@@ -73,12 +73,12 @@ class KeptIndex:
         index, state = self.index, self._journal.state()
         if index is None and self._folder is not None:
             index = snapshot.load(self._folder, encoder.dim)
-            if index is not None and not self._is_ours(index):
+            if index is not None and not _is_ahead(index, state) and not self._is_ours(index):
                 logger.warning("The index in %s is of another memory, and built anew.", self._folder)
                 index = None
             if index is None and self._keeps:
                 self.stale = self._passed_over = True
-        if index is None or index.last_seq > state.last_seq or index.generation > state.generation:
+        if index is None or _is_ahead(index, state):
             self.index = self.built(encoder.dim)
             return self.index
         with self._changing():
@@ -225,3 +225,8 @@ class KeptIndex:
                     spills = False
                 fresh = 0
         index.last_seq = state.last_seq
+
+
+def _is_ahead(come: VectorIndex | State, state: State) -> bool:
+    """Whether an index, or what a snapshot says of it, has come further than the journal, as seen by whoever reads it."""
+    return come.last_seq > state.last_seq or come.generation > state.generation
